@@ -1,0 +1,1 @@
+"""The API of Flyball: pydantic models, generated CRDs, and the client that both processes share."""

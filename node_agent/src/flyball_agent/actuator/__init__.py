@@ -1,0 +1,1 @@
+"""The actuator: small, privileged, the only code that writes NVML."""

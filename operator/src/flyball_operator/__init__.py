@@ -1,0 +1,1 @@
+"""The cluster brain: from policies to one plan per node."""

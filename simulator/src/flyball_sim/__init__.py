@@ -1,0 +1,1 @@
+"""GPUs, engines, nodes and a control plane without hardware or container runtime."""
