@@ -1,0 +1,361 @@
+"""EnergyPolicy: which inference pods, which SLOs, how many watts, which controller.
+
+Cluster-scoped. Only what this version acts on is in it. Field descriptions are what `kubectl explain` prints.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from flyball_api.common import (
+    ApiModel,
+    CapRange,
+    ClockRange,
+    Conditions,
+    Megahertz,
+    Name,
+    ObjectMeta,
+    Role,
+    Watts,
+    list_map,
+    list_set,
+    rule,
+    rules,
+)
+
+LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
+LabelValue = Annotated[str, Field(max_length=63)]
+
+
+class LabelRequirement(ApiModel):
+    """One expression of a label selector, as in Kubernetes' own selectors."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "self.operator in ['Exists', 'DoesNotExist'] ? !has(self.values) || self.values.size() == 0"
+                " : has(self.values) && self.values.size() > 0",
+                "operator %s has the wrong number of values: In and NotIn need at least one, Exists and DoesNotExist none",
+                "self.operator",
+            ),
+        )
+    )
+
+    key: LabelKey = Field(description="The label's key.")
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = Field(description="How the label is compared.")
+    values: Annotated[tuple[LabelValue, ...], Field(max_length=32)] = Field(
+        default=(), description="The values to compare with.", json_schema_extra=list_set()
+    )
+
+
+class PodSelector(ApiModel):
+    """Which pods a policy governs: all that match every given part."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "(has(self.matchLabels) && self.matchLabels.size() > 0)"
+                " || (has(self.matchExpressions) && self.matchExpressions.size() > 0)",
+                "the selector is empty and would govern every pod: give at least one entry in matchLabels or matchExpressions",
+            ),
+        )
+    )
+
+    namespaces: Annotated[tuple[Name, ...], Field(max_length=64)] = Field(
+        default=(), description="Namespaces to look in; absent: all.", json_schema_extra=list_set()
+    )
+    match_labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] = Field(
+        default_factory=dict, description="Labels a pod must have, with these values."
+    )
+    match_expressions: Annotated[tuple[LabelRequirement, ...], Field(max_length=16)] = Field(
+        default=(),
+        description="Expressions that a pod's labels must satisfy.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+
+
+class Engine(ApiModel):
+    """How the pods' inference engine is read."""
+
+    type: Literal["vLLM"] = Field(default="vLLM", description="The engine, which fixes the names of its metrics.")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(default=8000, description="The pod's port that serves metrics.")
+    metrics_path: Annotated[str, Field(min_length=1, max_length=256, pattern="^/")] = Field(
+        default="/metrics", description="The path of the Prometheus text page."
+    )
+
+
+class RoleValue(ApiModel):
+    """One value of the role label and what it means."""
+
+    value: Annotated[str, Field(min_length=1, max_length=63)] = Field(description="The label's value.")
+    role: Role = Field(description="The role it stands for.")
+
+
+class Roles(ApiModel):
+    """How a pod's role is told. Absent: the labels of llm-d, Dynamo, LeaderWorkerSet and others are known."""
+
+    label_key: LabelKey = Field(description="The pod label that carries the role.")
+    values: Annotated[tuple[RoleValue, ...], Field(min_length=1, max_length=16)] = Field(
+        description="What its values mean; a pod with another value is unified.",
+        json_schema_extra=list_map("value"),
+    )
+
+
+class LatencyTarget(ApiModel):
+    """A latency that a share of requests must stay within."""
+
+    threshold_milliseconds: Annotated[int, Field(ge=1, le=3_600_000)] = Field(description="The bound in milliseconds.")
+    percentile: Annotated[float, Field(ge=1, le=100)] = Field(
+        default=99, description="The percentage of observations that must be within the threshold."
+    )
+
+
+class Attainment(ApiModel):
+    """Over what the SLO is judged."""
+
+    window_seconds: Annotated[int, Field(ge=10, le=86_400)] = Field(
+        default=300, description="How far back, in seconds."
+    )
+    minimum_requests: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=20, description="Fewer first tokens than this in the window: SLOMet is Unknown."
+    )
+
+
+class Slo(ApiModel):
+    """Service-level objectives of the selected pods."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "has(self.timeToFirstToken) || has(self.interTokenLatency) || has(self.endToEnd)",
+                "the slo names no latency: give timeToFirstToken, interTokenLatency or endToEnd, or leave slo out",
+            ),
+        )
+    )
+
+    time_to_first_token: LatencyTarget | None = Field(default=None, description="From arrival to the first token.")
+    inter_token_latency: LatencyTarget | None = Field(default=None, description="Between two tokens of one request.")
+    end_to_end: LatencyTarget | None = Field(default=None, description="From arrival to the last token.")
+    attainment: Attainment = Field(default=Attainment(), description="Over what the SLO is judged.")
+
+
+class RoleClock(ApiModel):
+    """The SM clocks of one role."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "self.minMegahertz <= self.maxMegahertz",
+                "the lowest SM clock of role %s is %d MHz and the highest is %d MHz: give a minMegahertz that is at most"
+                " maxMegahertz",
+                "self.role",
+                "self.minMegahertz",
+                "self.maxMegahertz",
+            ),
+        )
+    )
+
+    role: Role = Field(description="The role these clocks are for.")
+    min_megahertz: Megahertz = Field(description="Lowest SM clock in MHz.")
+    max_megahertz: Megahertz = Field(description="Highest SM clock in MHz; the same as the lowest locks one clock.")
+
+
+class FixedController(ApiModel):
+    """Parameters of the Fixed controller: one clock range per role, held whatever happens."""
+
+    clocks: Annotated[tuple[RoleClock, ...], Field(max_length=3)] = Field(
+        default=(),
+        description="SM clocks per role; a role not named stays unlocked.",
+        json_schema_extra=list_map("role"),
+    )
+
+
+class Controller(ApiModel):
+    """Which controller drives the GPUs, and its parameters (only those of the named type)."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "self.type != 'Fixed' || has(self.fixed)",
+                "controller type Fixed has no parameters: give spec.controller.fixed",
+            ),
+        )
+    )
+
+    type: Literal["Fixed"] = Field(description="Fixed holds the SM clocks given per role.")
+    fixed: FixedController | None = Field(default=None, description="Parameters of type Fixed.")
+
+
+class Limits(ApiModel):
+    """Bounds that no controller leaves."""
+
+    sm_clock: ClockRange = Field(default=ClockRange(), description="SM clocks in MHz that controllers stay within.")
+    cap_watts: CapRange = Field(
+        default=CapRange(), description="Power caps of one GPU, in watts, that grants stay within."
+    )
+
+
+class PowerBudget(ApiModel):
+    """Watts that the policy's GPUs share."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.reserveWatts) || self.reserveWatts < self.watts",
+                "the reserve of %d W is not below the budget of %d W: give a smaller reserveWatts or more watts",
+                "self.reserveWatts",
+                "self.watts",
+            ),
+        )
+    )
+
+    watts: Annotated[int, Field(ge=1, le=100_000_000)] = Field(
+        description="The sum of power caps of the policy's GPUs never exceeds this, in watts, once status says so."
+    )
+    reserve_watts: Watts | None = Field(
+        default=None,
+        description="Watts kept back for what software cannot forbid (a reboot puts cards back to their default cap)."
+        " Absent: what the policy's GPUs on its largest node would add by such a reset.",
+    )
+
+
+class FailSafe(ApiModel):
+    """When a node gives up controlling and unlocks its clocks. A power cap is never given up."""
+
+    metrics_stale_seconds: Annotated[int, Field(ge=1, le=300)] = Field(
+        default=5,
+        description="Engine metrics older than this: clocks are unlocked and the GPU reported Degraded.",
+    )
+    actuator_lease_seconds: Annotated[int, Field(ge=1, le=60)] = Field(
+        default=3, description="An agent silent for this long: the actuator unlocks the clocks by itself."
+    )
+
+
+class EnergyPolicySpec(ApiModel):
+    """What the platform team wants."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.limits) || !has(self.limits.smClock) || !has(self.limits.smClock.max) || !has(self.controller.fixed)"
+                " || !has(self.controller.fixed.clocks)"
+                " || self.controller.fixed.clocks.all(c, c.maxMegahertz <= self.limits.smClock.max)",
+                "a fixed clock is above limits.smClock.max of %d MHz: lower maxMegahertz or raise the limit",
+                "self.limits.smClock.max",
+            ),
+            rule(
+                "!has(self.limits) || !has(self.limits.smClock) || !has(self.limits.smClock.min) || !has(self.controller.fixed)"
+                " || !has(self.controller.fixed.clocks)"
+                " || self.controller.fixed.clocks.all(c, c.minMegahertz >= self.limits.smClock.min)",
+                "a fixed clock is below limits.smClock.min of %d MHz: raise minMegahertz or lower the limit",
+                "self.limits.smClock.min",
+            ),
+        )
+    )
+
+    mode: Literal["Observe", "Enforce"] = Field(
+        default="Observe", description="Observe changes nothing and reports what Enforce would do."
+    )
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = Field(
+        default=0,
+        description="Where policies select the same pod the higher priority wins, then the older, then the name.",
+    )
+    selector: PodSelector = Field(description="Which pods are governed.")
+    engine: Engine = Field(default=Engine(), description="How the pods' inference engine is read.")
+    roles: Roles | None = Field(default=None, description="How prefill and decode pods are told apart.")
+    slo: Slo | None = Field(default=None, description="Service-level objectives; absent: none is judged.")
+    controller: Controller = Field(description="Which controller drives the GPUs.")
+    limits: Limits = Field(default=Limits(), description="Bounds that no controller leaves.")
+    power_budget: PowerBudget | None = Field(default=None, description="Watts to share; absent: no cap is touched.")
+    fail_safe: FailSafe = Field(default=FailSafe(), description="When a node gives up controlling.")
+
+
+class Targets(ApiModel):
+    """What the policy governs now."""
+
+    pods: int = Field(default=0, description="Pods governed by this policy.")
+    gpus: int = Field(default=0, description="GPUs of those pods.")
+    nodes: int = Field(default=0, description="Nodes they are on.")
+    lost_pods: int = Field(default=0, description="Pods selected here but won by another policy.")
+    enforced_gpus: int = Field(default=0, description="GPUs whose present grant is read back and acknowledged.")
+
+
+class Ledger(ApiModel):
+    """Where the budget's watts are: enforced + inFlight + unknown + reserved + free = budget + deficit."""
+
+    budget_watts: int = Field(description="The budget that is in force.")
+    enforced_watts: int = Field(description="Caps read back and acknowledged.")
+    in_flight_watts: int = Field(description="What caps being changed may still add to that.")
+    unknown_watts: int = Field(description="GPUs whose node is not proven alive, at the most they can draw.")
+    reserved_watts: int = Field(description="Kept back for resets.")
+    free_watts: int = Field(description="Not promised to anyone.")
+    deficit_watts: int = Field(default=0, description="By how much the charges still exceed the budget; only shrinks.")
+
+
+class MetricAttainment(ApiModel):
+    """How one latency did over the window."""
+
+    metric: Literal["timeToFirstToken", "interTokenLatency", "endToEnd"] = Field(description="Which latency.")
+    within_percent: float = Field(description="The percentage of observations within the threshold.")
+    observations: int = Field(description="How many observations that rests on.")
+    interpolated: bool = Field(
+        default=False, description="The threshold is inside a histogram bucket, so the share is interpolated."
+    )
+
+
+class SloStatus(ApiModel):
+    """SLO attainment with its evidence."""
+
+    attainment_percent: float = Field(description="The worst of the metrics' shares.")
+    window_seconds: int = Field(description="Seconds of evidence this rests on.")
+    metrics: Annotated[tuple[MetricAttainment, ...], Field(max_length=3)] = Field(
+        default=(), description="Each latency by itself.", json_schema_extra=list_map("metric")
+    )
+
+
+class EnergyPolicyStatus(ApiModel):
+    """What Flyball found and did."""
+
+    observed_generation: int | None = Field(default=None, description="The metadata.generation acted on.")
+    targets: Targets | None = Field(default=None, description="What the policy governs now.")
+    draw_watts: int | None = Field(
+        default=None, description="What the policy's GPUs draw now, as their nodes last said."
+    )
+    ledger: Ledger | None = Field(default=None, description="Where the budget's watts are.")
+    slo: SloStatus | None = Field(default=None, description="SLO attainment with its evidence.")
+    joules_per_token: float | None = Field(
+        default=None, description="GPU energy per generated token over the attainment window."
+    )
+    conditions: Conditions = Field(
+        default=(),
+        description="What holds now: Accepted, Ready, Enforced, BudgetRespected, SLOMet, Degraded, Released.",
+    )
+
+
+class EnergyPolicy(ApiModel):
+    """An energy policy for a set of inference pods: their SLOs, their watts and the controller that drives their GPUs."""
+
+    KIND: ClassVar[str] = "EnergyPolicy"
+    PLURAL: ClassVar[str] = "energypolicies"
+    SHORT_NAMES: ClassVar[tuple[str, ...]] = ("epol",)
+    # (name, type, jsonPath, priority): priority 0 is in the plain view, 1 only in `-o wide`.
+    PRINTER_COLUMNS: ClassVar[tuple[tuple[str, str, str, int], ...]] = (
+        ("Mode", "string", ".spec.mode", 0),
+        ("Controller", "string", ".spec.controller.type", 0),
+        ("GPUs", "integer", ".status.targets.gpus", 0),
+        ("Draw(W)", "integer", ".status.drawWatts", 0),
+        ("Budget(W)", "integer", ".status.ledger.budgetWatts", 0),
+        ("SLO(%)", "number", ".status.slo.attainmentPercent", 0),
+        ("J/Token", "number", ".status.joulesPerToken", 0),
+        ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
+        ("Age", "date", ".metadata.creationTimestamp", 0),
+        ("Pods", "integer", ".status.targets.pods", 1),
+        ("Free(W)", "integer", ".status.ledger.freeWatts", 1),
+        ("Why", "string", '.status.conditions[?(@.type=="Ready")].message', 1),
+    )
+
+    metadata: ObjectMeta
+    spec: EnergyPolicySpec
+    status: EnergyPolicyStatus = EnergyPolicyStatus()

@@ -1,0 +1,233 @@
+"""NodeEnergyPlan: what the operator grants a node's GPUs, and what the node's agent did with it.
+
+Cluster-scoped, one per node, of the node's name, not owned by the Node object: deleting a Node powers nothing off,
+and the evidence must outlive it. `spec` is the operator's, `status` the agent's; each by server-side apply.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from flyball_api.common import (
+    ApiModel,
+    CapWatts,
+    ClockRange,
+    Conditions,
+    GpuUuid,
+    Name,
+    ObjectMeta,
+    Role,
+    list_map,
+    rule,
+    rules,
+)
+from flyball_api.energypolicy import Controller, Engine, FailSafe, Slo
+
+Grant = Annotated[int, Field(ge=1, le=2**53)]
+"""Number of a grant; grows with every change of a GPU's entry, over the life of the plan."""
+
+MAX_GPUS = 32
+MAX_POLICIES = 32
+
+
+class PlanPolicy(ApiModel):
+    """The part of an EnergyPolicy that the node acts on."""
+
+    name: Name = Field(description="The EnergyPolicy's name.")
+    uid: Annotated[str, Field(max_length=64)] = Field(description="Its uid: counters of a namesake start anew.")
+    engine: Engine = Field(default=Engine(), description="How the pods' inference engine is read.")
+    slo: Slo | None = Field(default=None, description="Service-level objectives.")
+    controller: Controller = Field(description="Which controller drives the GPUs.")
+    sm_clock: ClockRange = Field(default=ClockRange(), description="SM clocks that the controller stays within.")
+    fail_safe: FailSafe = Field(default=FailSafe(), description="When the node gives up controlling.")
+
+
+class PlanGpu(ApiModel):
+    """One GPU's grant."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.capWatts) || !has(self.ceilingWatts) || self.capWatts <= self.ceilingWatts",
+                "the cap of %d W is above the ceiling of %d W: give a ceiling of at least the cap",
+                "self.capWatts",
+                "self.ceilingWatts",
+            ),
+        )
+    )
+
+    uuid: GpuUuid = Field(description="The GPU's UUID, as NVML gives it.")
+    grant: Grant = Field(description="The number the node acknowledges once this entry is read back.")
+    action: Literal["Enforce", "Observe", "Release"] = Field(
+        description="Enforce drives the GPU, Observe only reports, Release restores default cap and unlocked clocks."
+    )
+    policy: Name = Field(description="The policy (of spec.policies) that this GPU is under.")
+    group: Annotated[str, Field(max_length=128)] = Field(
+        default="", description="GPUs of one tensor-parallel group carry the same value and get one setpoint."
+    )
+    role: Role = Field(default="unified", description="What the pod on this GPU does.")
+    pod_ip: Annotated[str, Field(max_length=45)] | None = Field(
+        default=None, description="Where that pod's engine is scraped."
+    )
+    cap_watts: CapWatts | None = Field(
+        default=None, description="The granted power cap in watts; absent: do not touch."
+    )
+    ceiling_watts: CapWatts | None = Field(
+        default=None,
+        description="The highest cap that may be in force until this grant is acknowledged, in watts.",
+    )
+
+
+class NodeEnergyPlanSpec(ApiModel):
+    """What the operator grants."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "self.leaderEpoch >= oldSelf.leaderEpoch",
+                "leader epoch %d is older than %d: a newer leader has taken over, and this one must end",
+                "self.leaderEpoch",
+                "oldSelf.leaderEpoch",
+            ),
+            rule(
+                "!has(self.gpus) || self.gpus.all(g, has(self.policies) && self.policies.exists(p, p.name == g.policy))",
+                "a GPU names a policy that spec.policies does not hold: add the policy or name another",
+            ),
+        )
+    )
+
+    leader_epoch: Annotated[int, Field(ge=1, le=2**53)] = Field(description="Which leader wrote this; never goes back.")
+    policies: Annotated[tuple[PlanPolicy, ...], Field(max_length=MAX_POLICIES)] = Field(
+        default=(), description="Policies at work on this node.", json_schema_extra=list_map("name")
+    )
+    gpus: Annotated[tuple[PlanGpu, ...], Field(max_length=MAX_GPUS)] = Field(
+        default=(), description="Grants, one per GPU.", json_schema_extra=list_map("uuid")
+    )
+
+
+class PodReference(ApiModel):
+    """The container that holds a GPU, as the kubelet's PodResources says."""
+
+    namespace: Name
+    name: Name
+    container: Name
+
+
+class Acknowledgement(ApiModel):
+    """The last grant that was carried out and read back in this agent session."""
+
+    leader_epoch: Annotated[int, Field(ge=0)] = Field(description="The leader that gave it.")
+    grant: Annotated[int, Field(ge=0)] = Field(description="Its number.")
+
+
+class Setpoint(ApiModel):
+    """What a controller wants of a GPU; absent parts are not wanted (clocks unlocked, cap untouched)."""
+
+    sm_clock: ClockRange | None = Field(default=None, description="SM clock range in MHz.")
+    cap_watts: int | None = Field(default=None, description="Power cap in watts.")
+
+
+class Fault(ApiModel):
+    """Something that went wrong on a GPU or its engine and still holds."""
+
+    code: Annotated[str, Field(min_length=1, max_length=64)] = Field(
+        description="One word: NoPermission, NotSupported, GpuLost, NvmlError, CapNotInForce, ClockNotAchieved,"
+        " MetricsStale, MetricMissing, ForeignCap, MigEnabled, Shared, ActuatorLost, UnknownGpu."
+    )
+    message: Annotated[str, Field(max_length=512)] = Field(
+        default="", description="A sentence with value, bound and mend."
+    )
+
+
+class GpuStatus(ApiModel):
+    """One GPU as the agent sees it."""
+
+    uuid: GpuUuid
+    index: Annotated[int, Field(ge=0)] = Field(default=0, description="NVML index.")
+    product: Annotated[str, Field(max_length=128)] = Field(default="", description="Product name, as NVML gives it.")
+    cap_min_watts: int = Field(default=0, description="The lowest cap the card takes.")
+    cap_max_watts: int = Field(
+        default=0, description="The highest cap the card takes: what it is charged when unknown."
+    )
+    cap_default_watts: int = Field(default=0, description="The card's default cap.")
+    sm_min_megahertz: int = Field(default=0, description="The lowest supported SM clock.")
+    sm_max_megahertz: int = Field(default=0, description="The highest supported SM clock.")
+    pod: PodReference | None = Field(default=None, description="Who holds it; absent: nobody.")
+    acknowledged: Acknowledgement | None = Field(default=None, description="The last grant read back.")
+    enforced_cap_watts: int | None = Field(default=None, description="The cap in force, read back from the card.")
+    requested: Setpoint | None = Field(default=None, description="What was last written to the card.")
+    clock_verified: Literal["True", "False", "Unknown"] = Field(
+        default="Unknown",
+        description="Whether the SM clock was seen inside the lock; NVML has no getter for a lock.",
+    )
+    would: Setpoint | None = Field(default=None, description="Observe: what Enforce would write.")
+    draw_watts: int | None = Field(default=None, description="What the card draws, averaged since the last write.")
+    sm_megahertz: int | None = Field(default=None, description="The SM clock when last read.")
+    cap_limited: bool = Field(default=False, description="The power cap was slowing the card.")
+    faults: Annotated[tuple[Fault, ...], Field(max_length=8)] = Field(
+        default=(), description="What is wrong with it.", json_schema_extra=list_map("code")
+    )
+
+
+class LatencyCounter(ApiModel):
+    """A latency's observations since the counters began: all, and those within the threshold."""
+
+    total: float = 0
+    within: float = 0
+    interpolated: bool = False
+
+
+class PolicyCounters(ApiModel):
+    """Cumulative counters of one policy on this node, since `since`; a lower value or another `since` is a restart."""
+
+    name: Name
+    uid: Annotated[str, Field(max_length=64)] = ""
+    since: Annotated[str, Field(max_length=64)] = Field(default="", description="Which life of the counters this is.")
+    seconds: float = Field(default=0, description="Seconds counted.")
+    energy_joules: float = Field(default=0, description="Energy of the policy's GPUs here.")
+    generated_tokens: float = Field(default=0, description="Tokens generated by its engines here.")
+    prompt_tokens: float = Field(default=0, description="Prompt tokens taken by its engines here.")
+    time_to_first_token: LatencyCounter | None = None
+    inter_token_latency: LatencyCounter | None = None
+    end_to_end: LatencyCounter | None = None
+    engines: int = Field(default=0, description="Engines scraped.")
+    engines_stale: int = Field(default=0, description="Engines whose metrics are missing or stale.")
+
+
+class NodeEnergyPlanStatus(ApiModel):
+    """What the agent observed and enforced."""
+
+    agent_session: Annotated[str, Field(max_length=64)] = Field(default="", description="This life of the agent.")
+    boot_id: Annotated[str, Field(max_length=64)] = Field(default="", description="The node's boot.")
+    driver_version: Annotated[str, Field(max_length=64)] = ""
+    agent_version: Annotated[str, Field(max_length=64)] = ""
+    gpus: Annotated[tuple[GpuStatus, ...], Field(max_length=MAX_GPUS)] = Field(
+        default=(), description="Each GPU of the node.", json_schema_extra=list_map("uuid")
+    )
+    policies: Annotated[tuple[PolicyCounters, ...], Field(max_length=MAX_POLICIES)] = Field(
+        default=(), description="Counters per policy.", json_schema_extra=list_map("name")
+    )
+    conditions: Conditions = Field(default=(), description="Ready: the agent controls; ActuatorReady: it can write.")
+
+
+class NodeEnergyPlan(ApiModel):
+    """What Flyball grants the GPUs of one node, and what the node did with it. Written by Flyball only."""
+
+    KIND: ClassVar[str] = "NodeEnergyPlan"
+    PLURAL: ClassVar[str] = "nodeenergyplans"
+    SHORT_NAMES: ClassVar[tuple[str, ...]] = ("nep",)
+    PRINTER_COLUMNS: ClassVar[tuple[tuple[str, str, str, int], ...]] = (
+        ("Epoch", "integer", ".spec.leaderEpoch", 0),
+        ("Product", "string", ".status.gpus[0].product", 0),
+        ("Policies", "string", ".spec.policies[*].name", 0),
+        ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
+        ("Age", "date", ".metadata.creationTimestamp", 0),
+        ("Session", "string", ".status.agentSession", 1),
+        ("Caps(W)", "string", ".status.gpus[*].enforcedCapWatts", 1),
+    )
+
+    metadata: ObjectMeta
+    spec: NodeEnergyPlanSpec
+    status: NodeEnergyPlanStatus = NodeEnergyPlanStatus()
