@@ -1,0 +1,68 @@
+# Everything a developer or a newcomer does is a target here. `make` alone lists them.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/flyball
+UV := $(or $(shell command -v uv 2>/dev/null),$(CACHE)/uv/bin/uv)
+PYTHON ?= python3
+export UV_PYTHON_DOWNLOADS := never
+
+# Options of `make demo`.
+TRACE ?= generated
+SPEED ?= 1
+NODES ?= 3
+KEEP ?= 0
+OUT ?= out/demo
+# Options of `make test`: TESTS=tests/planning, ARGS='-k ledger', CLUSTER=current
+TESTS ?= tests
+ARGS ?=
+CLUSTER ?= local
+
+.PHONY: help demo test lint format crds bench cluster cluster-down clean sync tools
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: tools ## the whole of Flyball on this machine (TRACE=file SPEED=1 NODES=3 KEEP=1 OUT=out/demo)
+	@.venv/bin/flyball-sim demo --trace "$(TRACE)" --speed $(SPEED) --nodes $(NODES) --out "$(OUT)" $(if $(filter 1,$(KEEP)),--keep)
+
+test: lint tools ## lint, types, layers and every test, on a real control plane (TESTS= ARGS= CLUSTER=local|current)
+	@.venv/bin/python -m pytest --cluster=$(CLUSTER) $(TESTS) $(ARGS)
+
+lint: sync ## format check, lint, types, import layers
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+format: sync ## rewrite the code to the house's format
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+crds: sync ## rewrite the CRDs, the chart's copies and the field reference from the models
+	@.venv/bin/python -m flyball_api.crdgen
+
+bench: tools ## measure latency, CPU, memory and writes; prints a table with the machine and the load
+	@.venv/bin/flyball-sim bench --out out/bench
+
+cluster: tools ## start the control plane and leave it running
+	@.venv/bin/flyball-sim cluster up
+
+cluster-down: sync ## stop it and remove its data
+	@.venv/bin/flyball-sim cluster down
+
+clean: ## remove what the targets made in this checkout (the cache outside it stays)
+	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+sync: $(UV)
+	@$(UV) sync --all-packages --frozen --quiet
+
+tools: sync
+	@.venv/bin/flyball-sim cluster build
+
+$(CACHE)/uv/bin/uv:
+	@echo "flyball: no uv on PATH: installing it from PyPI into $(CACHE)/uv"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flyball: Python $$($(PYTHON) --version 2>&1 | cut -d' ' -f2) is too old: give one of at least 3.11, for example make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv "$(CACHE)/uv" || { echo "flyball: $(PYTHON) cannot make a virtual environment: on Debian, apt-get install python3-venv"; rm -rf "$(CACHE)/uv"; exit 1; }
+	@"$(CACHE)/uv/bin/pip" install --quiet --disable-pip-version-check 'uv>=0.9'
