@@ -1,0 +1,275 @@
+"""GPU physics without a clock of its own: power, SM clock under lock and cap, delays, sensors.
+
+`step` is pure, so the same model runs in real time behind the NVML library and in virtual time in a simulation.
+The power law is `types.PowerModel`'s. A power cap lowers the SM clock until the law fits under it, a clock lock
+bounds what is left, and neither goes below the card's lowest clock: a card whose cap is too low for its lowest
+clock overshoots and says so in its event reasons. Coefficients are first ones (docs/simulated-gpus.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+from flyball_sim.gpu.types import GpuType
+
+REASON_IDLE = 0x1
+REASON_SW_POWER_CAP = 0x4
+
+SENSOR_PERIOD_SECONDS = 0.1
+"""How often the energy counter and the power sensors take a new value."""
+SENSOR_MARKS = 11
+"""Energy marks kept: one second of them, both ends included."""
+
+_CAP_DOWN_TAU_SECONDS = 0.05
+_CAP_UP_TAU_SECONDS = 0.2
+_CAP_SETTLED_WATTS = 0.5
+_LAG_GRID_SECONDS = 0.01
+_LOCK_SIGMA = math.log(100.0 / 20.0) / 2.326  # puts the 99th percentile at 100 ms for a median of 20 ms
+_LOCK_TAIL_SHARE = 0.005
+_LOCK_TAIL_SECONDS = (0.2, 0.5)
+_GRID_SLACK = 1e-9  # keeps a value that is on a grid, up to rounding, from falling one step short
+_SENSOR_HZ = 1.0 / SENSOR_PERIOD_SECONDS
+_NORMAL = NormalDist()
+_MASK64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLoad:
+    """What runs on a card: shares from 0 to 1, averaged over idle gaps too.
+
+    `memory_use` is of peak bandwidth, `compute_use` of peak dense bf16, `busy` of time with a kernel running.
+    `context` says that a process holds a CUDA context, which costs watts and keeps the clock up.
+    """
+
+    memory_use: float
+    compute_use: float
+    busy: float
+    context: bool = True
+
+
+NO_LOAD = GpuLoad(0.0, 0.0, 0.0, context=False)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSettings:
+    """What the firmware is told: the enforced power limit, and the SM clock lock as (lowest, highest) MHz."""
+
+    cap_watts: float
+    lock_sm_mhz: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuState:
+    """One card at one instant.
+
+    `cap_lagged_watts` is the limit the power controller has reached on its way to the enforced one. A lock takes
+    effect at `lock_effect_seconds` (infinite: nothing pending) on the axis of `time_seconds`. `energy_marks`
+    are the joules at the last `SENSOR_MARKS` sensor updates, the newest last, and `mark_index` counts them.
+    """
+
+    time_seconds: float
+    sm_mhz: int
+    power_watts: float
+    energy_joules: float
+    cap_lagged_watts: float
+    lock_in_force: tuple[int, int] | None
+    lock_target: tuple[int, int] | None
+    lock_effect_seconds: float
+    event_reasons: int
+    power_capped_seconds: float
+    energy_marks: tuple[float, ...]
+    mark_index: int
+    power_at_mark_watts: float
+    random_state: int
+
+    @property
+    def sensed_energy_joules(self) -> float:
+        """The energy counter: moves only at sensor updates."""
+        return self.energy_marks[-1]
+
+    @property
+    def average_power_watts(self) -> float:
+        """Mean over the last second of sensor updates."""
+        return (self.energy_marks[-1] - self.energy_marks[0]) / ((SENSOR_MARKS - 1) * SENSOR_PERIOD_SECONDS)
+
+
+def booted(
+    gpu_type: GpuType,
+    random_state: int,
+    *,
+    energy_joules: float = 0.0,
+    cap_watts: float | None = None,
+    lock_sm_mhz: tuple[int, int] | None = None,
+) -> GpuState:
+    """An idle card at time 0; the keywords resume one whose settings and counter were kept elsewhere."""
+    per_mark = gpu_type.idle_watts * SENSOR_PERIOD_SECONDS
+    return GpuState(
+        time_seconds=0.0,
+        sm_mhz=gpu_type.sm_min_mhz,
+        power_watts=gpu_type.idle_watts,
+        energy_joules=energy_joules,
+        cap_lagged_watts=gpu_type.cap_default_watts if cap_watts is None else cap_watts,
+        lock_in_force=lock_sm_mhz,
+        lock_target=lock_sm_mhz,
+        lock_effect_seconds=math.inf,
+        event_reasons=REASON_IDLE,
+        power_capped_seconds=0.0,
+        energy_marks=tuple(energy_joules - per_mark * back for back in range(SENSOR_MARKS - 1, -1, -1)),
+        mark_index=0,
+        power_at_mark_watts=gpu_type.idle_watts,
+        random_state=random_state,
+    )
+
+
+def static_watts(gpu_type: GpuType, load: GpuLoad) -> float:
+    """Power that no SM clock changes: idle, context, the floor of running kernels, and memory traffic."""
+    if not load.context:
+        return gpu_type.idle_watts
+    waiting = gpu_type.idle_watts + gpu_type.context_watts
+    running = max(gpu_type.power.static_watts, waiting)
+    return waiting + (running - waiting) * load.busy + gpu_type.power.hbm_watts * load.memory_use
+
+
+def dynamic_watts(gpu_type: GpuType, load: GpuLoad) -> float:
+    """Power that scales with the SM clock, at the highest one."""
+    if not load.context:
+        return 0.0
+    return gpu_type.power.sm_watts * load.memory_use + gpu_type.power.tensor_watts * load.compute_use
+
+
+def power_at(gpu_type: GpuType, load: GpuLoad, sm_mhz: float) -> float:
+    """Watts of a card that runs `load` at `sm_mhz`."""
+    scale = math.pow(sm_mhz / gpu_type.sm_max_mhz, gpu_type.power.clock_exponent)
+    return static_watts(gpu_type, load) + dynamic_watts(gpu_type, load) * scale
+
+
+def snap_down(gpu_type: GpuType, sm_mhz: float) -> int:
+    """The highest supported SM clock at or below `sm_mhz`; the lowest one where there is none."""
+    steps = math.floor((sm_mhz - gpu_type.sm_min_mhz) / gpu_type.sm_step_mhz + _GRID_SLACK)
+    highest = (gpu_type.sm_max_mhz - gpu_type.sm_min_mhz) // gpu_type.sm_step_mhz
+    return gpu_type.sm_min_mhz + gpu_type.sm_step_mhz * min(max(steps, 0), highest)
+
+
+def clock_under(
+    gpu_type: GpuType, load: GpuLoad, cap_watts: float, lock_sm_mhz: tuple[int, int] | None
+) -> tuple[int, int]:
+    """The SM clock (MHz) a card settles at, and its event reasons: free boost, then the cap, then the lock."""
+    if not load.context:
+        return gpu_type.sm_min_mhz, REASON_IDLE
+    reasons = REASON_IDLE if load.busy <= 0.0 else 0
+    wanted = gpu_type.sm_max_mhz
+    if lock_sm_mhz is not None:
+        wanted = snap_down(gpu_type, min(lock_sm_mhz[1], gpu_type.lock_ceiling_mhz))
+    dynamic = dynamic_watts(gpu_type, load)
+    share = (cap_watts - static_watts(gpu_type, load)) / dynamic if dynamic > 0.0 else 1.0
+    if share >= 1.0:
+        return wanted, reasons
+    ceiling = gpu_type.sm_max_mhz * math.pow(max(share, 0.0), 1.0 / gpu_type.power.clock_exponent)
+    capped = snap_down(gpu_type, ceiling)
+    if ceiling >= wanted:
+        return wanted, reasons
+    return capped, reasons | REASON_SW_POWER_CAP
+
+
+def step(gpu_type: GpuType, state: GpuState, load: GpuLoad, requested: GpuSettings, dt_seconds: float) -> GpuState:
+    """The card `dt_seconds` later, with `load` and `requested` as they are all the while.
+
+    A lock other than the last one asked for starts its delay at the beginning of the step. Splitting a step in
+    two gives the same clocks and, but for the grid of the cap's lag, the same energy.
+
+    Raises:
+        ValueError: `dt_seconds` is negative.
+    """
+    if dt_seconds < 0.0:
+        raise ValueError(f"dt_seconds is {dt_seconds!r}: a card cannot run backwards, give 0 or more")
+    now, end = state.time_seconds, state.time_seconds + dt_seconds
+    lock, target, effect, random_state = (
+        state.lock_in_force,
+        state.lock_target,
+        state.lock_effect_seconds,
+        state.random_state,
+    )
+    if requested.lock_sm_mhz != target:
+        target = requested.lock_sm_mhz
+        delay, random_state = _lock_delay(gpu_type, random_state)
+        effect = now + delay
+    lagged, cap = state.cap_lagged_watts, requested.cap_watts
+    energy, capped_seconds = state.energy_joules, state.power_capped_seconds
+    marks, mark_index, power_at_mark = state.energy_marks, state.mark_index, state.power_at_mark_watts
+    while now < end:
+        if effect <= now:
+            lock, effect = target, math.inf
+        piece_end = min(end, effect)
+        if lagged != cap:
+            piece_end = min(piece_end, _next_lag_time(now))
+        seconds = piece_end - now
+        sm_mhz, reasons = clock_under(gpu_type, load, _approach(lagged, cap, seconds / 2.0), lock)
+        power = power_at(gpu_type, load, sm_mhz)
+        newest = math.floor(piece_end * _SENSOR_HZ + _GRID_SLACK)
+        if newest > mark_index:
+            first = max(mark_index + 1, newest - SENSOR_MARKS + 1)
+            added = tuple(energy + power * (mark * SENSOR_PERIOD_SECONDS - now) for mark in range(first, newest + 1))
+            marks, mark_index, power_at_mark = (marks + added)[-SENSOR_MARKS:], newest, power
+        energy += power * seconds
+        if reasons & REASON_SW_POWER_CAP:
+            capped_seconds += seconds
+        lagged = _approach(lagged, cap, seconds)
+        now = piece_end
+    if effect <= end:
+        lock, effect = target, math.inf
+    sm_mhz, reasons = clock_under(gpu_type, load, lagged, lock)
+    return replace(
+        state,
+        time_seconds=end,
+        sm_mhz=sm_mhz,
+        power_watts=power_at(gpu_type, load, sm_mhz),
+        energy_joules=energy,
+        cap_lagged_watts=lagged,
+        lock_in_force=lock,
+        lock_target=target,
+        lock_effect_seconds=effect,
+        event_reasons=reasons,
+        power_capped_seconds=capped_seconds,
+        energy_marks=marks,
+        mark_index=mark_index,
+        power_at_mark_watts=power_at_mark,
+        random_state=random_state,
+    )
+
+
+def temperature_celsius(power_watts: float) -> int:
+    """A die temperature that goes with a steady power; modelled, 29 at idle and 67 at 700 W."""
+    return round(25.0 + 0.06 * power_watts)
+
+
+def _approach(lagged_watts: float, cap_watts: float, seconds: float) -> float:
+    """The limit in effect `seconds` later: first order, faster down than up, and then exactly the cap."""
+    tau = _CAP_DOWN_TAU_SECONDS if cap_watts < lagged_watts else _CAP_UP_TAU_SECONDS
+    later = cap_watts + (lagged_watts - cap_watts) * math.exp(-seconds / tau)
+    return cap_watts if abs(later - cap_watts) < _CAP_SETTLED_WATTS else later
+
+
+def _next_lag_time(now_seconds: float) -> float:
+    """The next time on a grid that does not depend on where steps begin."""
+    return (math.floor(now_seconds / _LAG_GRID_SECONDS + _GRID_SLACK) + 1) * _LAG_GRID_SECONDS
+
+
+def _lock_delay(gpu_type: GpuType, random_state: int) -> tuple[float, int]:
+    """Seconds until a lock takes effect, and the generator's next state (lognormal, with a rare long tail)."""
+    kind, random_state = _uniform(random_state)
+    place, random_state = _uniform(random_state)
+    if kind < _LOCK_TAIL_SHARE:
+        shortest, longest = _LOCK_TAIL_SECONDS
+        return shortest + (longest - shortest) * place, random_state
+    return gpu_type.lock_latency_median_seconds * math.exp(_LOCK_SIGMA * _NORMAL.inv_cdf(place)), random_state
+
+
+def _uniform(random_state: int) -> tuple[float, int]:
+    """A number inside (0, 1) and the next state, by splitmix64 (Steele, Lea and Flood 2014)."""
+    random_state = (random_state + 0x9E3779B97F4A7C15) & _MASK64
+    mixed = ((random_state ^ (random_state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK64
+    mixed ^= mixed >> 31
+    return ((mixed >> 11) + 0.5) / (1 << 53), random_state
