@@ -1,0 +1,1 @@
+"""The whole of Flyball on one machine, end to end: what `make demo` runs."""
