@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -35,7 +35,7 @@ from flyball_api.kube_errors import (
     UnreachableError,
     error_from_status,
 )
-from flyball_api.kube_http import Pace, error_of, lines_of
+from flyball_api.kube_http import Pace, error_of, lines_of, rfc3339_micro
 from flyball_api.kube_types import (
     CONFIGMAPS,
     ENERGY_POLICIES,
@@ -98,15 +98,6 @@ CREDENTIAL_AGE_SECONDS: Final = 60.0
 """client-go re-reads a token file as often; the kubelet replaces it at 80 % of its life, at least 2 min early."""
 
 EVENT_NOTE_BYTES: Final = 1024
-
-
-def rfc3339_micro(moment: datetime) -> str:
-    """A `MicroTime` of the Kubernetes API, for example `2026-11-21T10:00:00.000000Z`.
-
-    Args:
-        moment: aware; any time zone.
-    """
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class KubeApi:

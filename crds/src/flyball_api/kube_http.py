@@ -1,13 +1,23 @@
-"""Small parts of HTTP that the adapter is made of: pace, failed answers, lines of a stream."""
+"""Small parts the adapter is made of: times, pace, failed answers, lines of a stream."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime
 
 import aiohttp
 
 from flyball_api.kube_errors import KubeError, UnreachableError, error_from_status
+
+
+def rfc3339_micro(moment: datetime) -> str:
+    """A `MicroTime` of the Kubernetes API, for example `2026-11-21T10:00:00.000000Z`.
+
+    Args:
+        moment: aware; any time zone.
+    """
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class Pace:
