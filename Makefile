@@ -18,15 +18,15 @@ TESTS ?= tests
 ARGS ?=
 CLUSTER ?= local
 
-.PHONY: help demo test lint format crds bench cluster cluster-down clean sync tools
+.PHONY: help demo test lint format crds bench cluster cluster-down clean sync
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: tools ## the whole of Flyball on this machine (TRACE=file SPEED=1 NODES=3 KEEP=1 OUT=out/demo)
+demo: sync ## the whole of Flyball on this machine (TRACE=file SPEED=1 NODES=3 KEEP=1 OUT=out/demo)
 	@.venv/bin/flyball-sim demo --trace "$(TRACE)" --speed $(SPEED) --nodes $(NODES) --out "$(OUT)" $(if $(filter 1,$(KEEP)),--keep)
 
-test: lint tools ## lint, types, layers and every test, on a real control plane (TESTS= ARGS= CLUSTER=local|current)
+test: lint ## lint, types, layers and every test, on a real control plane (TESTS= ARGS= CLUSTER=local|current)
 	@.venv/bin/python -m pytest --cluster=$(CLUSTER) $(TESTS) $(ARGS)
 
 lint: sync ## format check, lint, types, import layers
@@ -42,10 +42,10 @@ format: sync ## rewrite the code to the house's format
 crds: sync ## rewrite the CRDs, the chart's copies and the field reference from the models
 	@.venv/bin/python -m flyball_api.crdgen
 
-bench: tools ## measure latency, CPU, memory and writes; prints a table with the machine and the load
+bench: sync ## measure latency, CPU, memory and writes; prints a table with the machine and the load
 	@.venv/bin/flyball-sim bench --out out/bench
 
-cluster: tools ## start the control plane and leave it running
+cluster: sync ## start the control plane and leave it running
 	@.venv/bin/flyball-sim cluster up
 
 cluster-down: sync ## stop it and remove its data
@@ -57,9 +57,6 @@ clean: ## remove what the targets made in this checkout (the cache outside it st
 
 sync: $(UV)
 	@$(UV) sync --all-packages --frozen --quiet
-
-tools: sync
-	@.venv/bin/flyball-sim cluster build
 
 $(CACHE)/uv/bin/uv:
 	@echo "flyball: no uv on PATH: installing it from PyPI into $(CACHE)/uv"

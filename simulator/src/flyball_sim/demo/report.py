@@ -108,7 +108,9 @@ def draw(path: Path, samples: Sequence[Sample], phases: Sequence[Phase], title: 
     figure.suptitle(title, fontsize=12)
     seconds = [sample.seconds for sample in samples]
     power.plot(seconds, [sample.draw_watts for sample in samples], color="#0b6e99", label="draw of the policy's GPUs")
-    power.step(seconds, [sample.cap_watts for sample in samples], color="#d9730d", where="post", label="sum of their caps")
+    power.step(
+        seconds, [sample.cap_watts for sample in samples], color="#d9730d", where="post", label="sum of their caps"
+    )
     labelled = False
     for phase in phases:
         if phase.budget_watts:
@@ -140,7 +142,10 @@ def draw(path: Path, samples: Sequence[Sample], phases: Sequence[Phase], title: 
         (between, "tpot_seconds", "time per output token, s"),
     ):
         points = [
-            (served.seconds, getattr(served, key)) for phase in phases for served in phase.served if getattr(served, key)
+            (served.seconds, getattr(served, key))
+            for phase in phases
+            for served in phase.served
+            if getattr(served, key)
         ]
         if points:
             axis.scatter(*zip(*points, strict=True), s=5, color="#448361", alpha=0.6, linewidths=0)
@@ -179,8 +184,9 @@ td:first-child {{ text-align: left }} img {{ max-width: 100% }} dt {{ font-weigh
 <h1>{html.escape(title)}</h1>
 <img alt="Power, clocks and latency over time" src="data:image/png;base64,{image}">
 <table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>
-<p>GPUs and engines are simulated: latencies are those of a real HTTP client against engines that keep a modelled step time,
-watts and joules are modelled, not measured.</p>
+<p>GPUs and engines are simulated: latencies are those of a real HTTP client against engines that keep a modelled step
+
+time, watts and joules are modelled, not measured.</p>
 <dl>{about}</dl>
 </body></html>
 """,
