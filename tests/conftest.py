@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from flyball_sim.controlplane.assets import find_assets
 from flyball_sim.controlplane.cluster import LocalCluster
 from flyball_sim.controlplane.toolchain import AssetsError
@@ -40,6 +42,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
                 raise pytest.UsageError(str(error)) from error
     if "cluster" in wanted and current:
         _check_current()
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., None]:
+    """Wait for a condition of another process: polled, with a deadline, and named when it does not come."""
+
+    def wait(what: str, condition: Callable[[], bool], within_seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + within_seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {within_seconds:.0f} s: {what}"
+            time.sleep(0.02)
+
+    return wait
 
 
 @pytest.fixture(scope="session")
