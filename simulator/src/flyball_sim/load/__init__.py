@@ -1,0 +1,1 @@
+"""Request traces, and an open-loop client that replays them against engines."""
