@@ -58,6 +58,19 @@ def eventually() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
+def is_alive() -> Callable[[int], bool]:
+    """Whether a process id runs; one that has ended and is not reaped yet does not."""
+
+    def alive(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    return alive
+
+
+@pytest.fixture(scope="session")
 def local_cluster() -> Iterator[LocalCluster]:
     """A control plane of our own, whatever --cluster says: for tests that kill its parts."""
     with LocalCluster() as cluster:

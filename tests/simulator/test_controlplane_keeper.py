@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -28,14 +27,6 @@ time.sleep(600)
 """
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and is not reaped yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 @pytest.fixture
 def owner(tmp_path):
     """A process with a keeper and a child: (process, scratch directory, keeper's pid, child's pid)."""
@@ -47,14 +38,14 @@ def owner(tmp_path):
         process.kill()
 
 
-def test_a_child_outlives_the_thread_that_started_it(owner):
+def test_a_child_outlives_the_thread_that_started_it(owner, is_alive):
     _, _, _, child = owner
 
     assert is_alive(child)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_when_the_owner_ends_the_child_ends_and_the_scratch_directory_goes(owner, eventually, number):
+def test_when_the_owner_ends_the_child_ends_and_the_scratch_directory_goes(owner, eventually, number, is_alive):
     process, scratch, keeper, child = owner
 
     process.send_signal(number)
@@ -64,7 +55,7 @@ def test_when_the_owner_ends_the_child_ends_and_the_scratch_directory_goes(owner
     assert not scratch.exists()
 
 
-def test_when_the_keeper_is_killed_the_child_ends(owner, eventually):
+def test_when_the_keeper_is_killed_the_child_ends(owner, eventually, is_alive):
     _, _, keeper, child = owner
 
     os.kill(keeper, signal.SIGKILL)
@@ -72,7 +63,7 @@ def test_when_the_keeper_is_killed_the_child_ends(owner, eventually):
     eventually("the child has ended", lambda: not is_alive(child))
 
 
-def test_closing_ends_a_child_that_ignores_sigterm(tmp_path):
+def test_closing_ends_a_child_that_ignores_sigterm(tmp_path, is_alive):
     with Keeper(grace_seconds=0.1) as keeper:
         ready = tmp_path / "ready"
         script = f"trap '' TERM; touch {ready}; while :; do sleep 0.05; done"

