@@ -5,84 +5,97 @@ Cluster-scoped. Only what this version acts on is in it. Field descriptions are 
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from flyball_api.common import (
     ApiModel,
     CapRange,
     ClockRange,
     Conditions,
+    ListMap,
+    ListSet,
     Megahertz,
     Name,
     ObjectMeta,
     Role,
+    Rule,
+    RuledModel,
+    Unit,
     Watts,
-    list_map,
-    list_set,
-    rule,
-    rules,
+    field_value,
 )
 
 LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
 LabelValue = Annotated[str, Field(max_length=63)]
 
 
-class LabelRequirement(ApiModel):
+class LabelRequirement(RuledModel):
     """One expression of a label selector, as in Kubernetes' own selectors."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            rule(
-                "self.operator in ['Exists', 'DoesNotExist'] ? !has(self.values) || self.values.size() == 0"
-                " : has(self.values) && self.values.size() > 0",
-                "operator %s has the wrong number of values: In and NotIn need at least one, Exists and DoesNotExist none",
-                "self.operator",
+    RULES = (
+        Rule(
+            cel="self.operator in ['In', 'NotIn'] ? has(self.values) && self.values.size() > 0"
+            " : !has(self.values) || self.values.size() == 0",
+            holds=lambda self: (self.operator in {"In", "NotIn"}) == bool(self.values),
+            message="operator %s has %s values: give In and NotIn at least one, and Exists and DoesNotExist none",
+            values=(
+                field_value("operator"),
+                ("has(self.values) ? self.values.size() : 0", lambda self: len(self.values)),
             ),
-        )
+        ),
     )
 
     key: LabelKey = Field(description="The label's key.")
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = Field(description="How the label is compared.")
-    values: Annotated[tuple[LabelValue, ...], Field(max_length=32)] = Field(
-        default=(), description="The values to compare with.", json_schema_extra=list_set()
+    values: Annotated[tuple[LabelValue, ...], Field(max_length=32), ListSet()] = Field(
+        default=(), description="The values to compare with; none for Exists and DoesNotExist."
     )
 
 
-class PodSelector(ApiModel):
+class PodSelector(RuledModel):
     """Which pods a policy governs: all that match every given part."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            rule(
-                "(has(self.matchLabels) && self.matchLabels.size() > 0)"
-                " || (has(self.matchExpressions) && self.matchExpressions.size() > 0)",
-                "the selector is empty and would govern every pod: give at least one entry in matchLabels or matchExpressions",
-            ),
-        )
+    RULES = (
+        Rule(
+            cel="(has(self.matchLabels) && self.matchLabels.size() > 0)"
+            " || (has(self.matchExpressions) && self.matchExpressions.size() > 0)",
+            holds=lambda self: bool(self.match_labels or self.match_expressions),
+            message="the selector has 0 label terms and would govern every pod: give at least one entry in matchLabels"
+            " or matchExpressions",
+        ),
     )
 
-    namespaces: Annotated[tuple[Name, ...], Field(max_length=64)] = Field(
-        default=(), description="Namespaces to look in; absent: all.", json_schema_extra=list_set()
+    namespaces: Annotated[tuple[Name, ...], Field(max_length=64), ListSet()] = Field(
+        default=(), description="Namespaces to look in; absent: all."
     )
-    match_labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] = Field(
-        default_factory=dict, description="Labels a pod must have, with these values."
+    match_labels: Annotated[dict[str, LabelValue], Field(max_length=16)] = Field(
+        default_factory=dict, description="Labels that a pod must have, with these values."
     )
     match_expressions: Annotated[tuple[LabelRequirement, ...], Field(max_length=16)] = Field(
         default=(),
-        description="Expressions that a pod's labels must satisfy.",
+        description="Expressions that a pod's labels must satisfy, all of them.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
 
 
-class Engine(ApiModel):
+class Engine(RuledModel):
     """How the pods' inference engine is read."""
+
+    RULES = (
+        Rule(
+            cel="!has(self.metricsPath) || self.metricsPath.startsWith('/')",
+            holds=lambda self: self.metrics_path.startswith("/"),
+            message='the metricsPath "%s" does not begin with a slash: give a path such as /metrics',
+            values=(field_value("metricsPath"),),
+        ),
+    )
 
     type: Literal["vLLM"] = Field(default="vLLM", description="The engine, which fixes the names of its metrics.")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(default=8000, description="The pod's port that serves metrics.")
-    metrics_path: Annotated[str, Field(min_length=1, max_length=256, pattern="^/")] = Field(
-        default="/metrics", description="The path of the Prometheus text page."
+    metrics_path: Annotated[str, Field(max_length=256)] = Field(
+        default="/metrics", description="The path of the Prometheus text page; begins with /."
     )
 
 
@@ -94,19 +107,20 @@ class RoleValue(ApiModel):
 
 
 class Roles(ApiModel):
-    """How a pod's role is told. Absent: the labels of llm-d, Dynamo, LeaderWorkerSet and others are known."""
+    """How a pod's role is told."""
 
     label_key: LabelKey = Field(description="The pod label that carries the role.")
-    values: Annotated[tuple[RoleValue, ...], Field(min_length=1, max_length=16)] = Field(
-        description="What its values mean; a pod with another value is unified.",
-        json_schema_extra=list_map("value"),
+    values: Annotated[tuple[RoleValue, ...], Field(min_length=1, max_length=16), ListMap("value")] = Field(
+        description="What its values mean; a pod with another value is unified."
     )
 
 
 class LatencyTarget(ApiModel):
     """A latency that a share of requests must stay within."""
 
-    threshold_milliseconds: Annotated[int, Field(ge=1, le=3_600_000)] = Field(description="The bound in milliseconds.")
+    threshold_milliseconds: Annotated[int, Field(ge=1, le=3_600_000), Unit("ms")] = Field(
+        description="The bound in milliseconds."
+    )
     percentile: Annotated[float, Field(ge=1, le=100)] = Field(
         default=99, description="The percentage of observations that must be within the threshold."
     )
@@ -115,49 +129,52 @@ class LatencyTarget(ApiModel):
 class Attainment(ApiModel):
     """Over what the SLO is judged."""
 
-    window_seconds: Annotated[int, Field(ge=10, le=86_400)] = Field(
-        default=300, description="How far back, in seconds."
+    window_seconds: Annotated[int, Field(ge=10, le=86_400), Unit("s")] = Field(
+        default=300, description="How far back observations count, in seconds."
     )
     minimum_requests: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=20, description="Fewer first tokens than this in the window: SLOMet is Unknown."
     )
 
 
-class Slo(ApiModel):
+class Slo(RuledModel):
     """Service-level objectives of the selected pods."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            rule(
-                "has(self.timeToFirstToken) || has(self.interTokenLatency) || has(self.endToEnd)",
-                "the slo names no latency: give timeToFirstToken, interTokenLatency or endToEnd, or leave slo out",
-            ),
-        )
+    RULES = (
+        Rule(
+            cel="has(self.timeToFirstToken) || has(self.interTokenLatency) || has(self.endToEnd)",
+            holds=lambda self: bool(self.time_to_first_token or self.inter_token_latency or self.end_to_end),
+            message="the slo names 0 latencies: give at least one of timeToFirstToken, interTokenLatency and endToEnd,"
+            " or leave slo out",
+        ),
     )
 
-    time_to_first_token: LatencyTarget | None = Field(default=None, description="From arrival to the first token.")
-    inter_token_latency: LatencyTarget | None = Field(default=None, description="Between two tokens of one request.")
-    end_to_end: LatencyTarget | None = Field(default=None, description="From arrival to the last token.")
+    time_to_first_token: LatencyTarget | None = Field(
+        default=None, description="From a request's arrival to its first output token (TTFT)."
+    )
+    inter_token_latency: LatencyTarget | None = Field(
+        default=None, description="Between two output tokens of one request (ITL)."
+    )
+    end_to_end: LatencyTarget | None = Field(
+        default=None, description="From a request's arrival to its last output token (E2E)."
+    )
     attainment: Attainment = Field(default=Attainment(), description="Over what the SLO is judged.")
 
 
-class RoleClock(ApiModel):
+class RoleClock(RuledModel):
     """The SM clocks of one role."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            rule(
-                "self.minMegahertz <= self.maxMegahertz",
-                "the lowest SM clock of role %s is %d MHz and the highest is %d MHz: give a minMegahertz that is at most"
-                " maxMegahertz",
-                "self.role",
-                "self.minMegahertz",
-                "self.maxMegahertz",
-            ),
-        )
+    RULES = (
+        Rule(
+            cel="self.minMegahertz <= self.maxMegahertz",
+            holds=lambda self: self.min_megahertz <= self.max_megahertz,
+            message="the lowest SM clock of role %s is %s MHz and the highest is %s MHz: give a minMegahertz that is at"
+            " most maxMegahertz",
+            values=(field_value("role"), field_value("minMegahertz"), field_value("maxMegahertz")),
+        ),
     )
 
-    role: Role = Field(description="The role these clocks are for.")
+    role: Role = Field(description="The role that these clocks are for.")
     min_megahertz: Megahertz = Field(description="Lowest SM clock in MHz.")
     max_megahertz: Megahertz = Field(description="Highest SM clock in MHz; the same as the lowest locks one clock.")
 
@@ -165,23 +182,21 @@ class RoleClock(ApiModel):
 class FixedController(ApiModel):
     """Parameters of the Fixed controller: one clock range per role, held whatever happens."""
 
-    clocks: Annotated[tuple[RoleClock, ...], Field(max_length=3)] = Field(
-        default=(),
-        description="SM clocks per role; a role not named stays unlocked.",
-        json_schema_extra=list_map("role"),
+    clocks: Annotated[tuple[RoleClock, ...], Field(max_length=3), ListMap("role")] = Field(
+        default=(), description="SM clocks per role; a role not named stays unlocked."
     )
 
 
-class Controller(ApiModel):
+class Controller(RuledModel):
     """Which controller drives the GPUs, and its parameters (only those of the named type)."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            rule(
-                "self.type != 'Fixed' || has(self.fixed)",
-                "controller type Fixed has no parameters: give spec.controller.fixed",
-            ),
-        )
+    RULES = (
+        Rule(
+            cel="self.type != 'Fixed' || has(self.fixed)",
+            holds=lambda self: self.type != "Fixed" or self.fixed is not None,
+            message="controller type %s comes without its parameters: give spec.controller.fixed",
+            values=(field_value("type"),),
+        ),
     )
 
     type: Literal["Fixed"] = Field(description="Fixed holds the SM clocks given per role.")
@@ -197,21 +212,19 @@ class Limits(ApiModel):
     )
 
 
-class PowerBudget(ApiModel):
+class PowerBudget(RuledModel):
     """Watts that the policy's GPUs share."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            rule(
-                "!has(self.reserveWatts) || self.reserveWatts < self.watts",
-                "the reserve of %d W is not below the budget of %d W: give a smaller reserveWatts or more watts",
-                "self.reserveWatts",
-                "self.watts",
-            ),
-        )
+    RULES = (
+        Rule(
+            cel="!has(self.reserveWatts) || self.reserveWatts < self.watts",
+            holds=lambda self: self.reserve_watts is None or self.reserve_watts < self.watts,
+            message="the reserve of %s W is not below the budget of %s W: give a smaller reserveWatts or more watts",
+            values=(field_value("reserveWatts"), field_value("watts")),
+        ),
     )
 
-    watts: Annotated[int, Field(ge=1, le=100_000_000)] = Field(
+    watts: Annotated[int, Field(ge=1, le=100_000_000), Unit("W")] = Field(
         description="The sum of power caps of the policy's GPUs never exceeds this, in watts, once status says so."
     )
     reserve_watts: Watts | None = Field(
@@ -224,36 +237,51 @@ class PowerBudget(ApiModel):
 class FailSafe(ApiModel):
     """When a node gives up controlling and unlocks its clocks. A power cap is never given up."""
 
-    metrics_stale_seconds: Annotated[int, Field(ge=1, le=300)] = Field(
+    metrics_stale_seconds: Annotated[int, Field(ge=1, le=300), Unit("s")] = Field(
         default=5,
-        description="Engine metrics older than this: clocks are unlocked and the GPU reported Degraded.",
+        description="Engine metrics older than this many seconds: clocks are unlocked and the GPU reported Degraded.",
     )
-    actuator_lease_seconds: Annotated[int, Field(ge=1, le=60)] = Field(
-        default=3, description="An agent silent for this long: the actuator unlocks the clocks by itself."
+    actuator_lease_seconds: Annotated[int, Field(ge=1, le=60), Unit("s")] = Field(
+        default=3, description="An agent silent for this many seconds: the actuator unlocks the clocks by itself."
     )
 
 
-class EnergyPolicySpec(ApiModel):
-    """What the platform team wants."""
+def _clocks_beyond(spec: Any, bound: Literal["min", "max"]) -> list[RoleClock]:
+    """The fixed clocks below limits.smClock.min, or above limits.smClock.max."""
+    limit = getattr(spec.limits.sm_clock, bound)
+    if limit is None or spec.controller.fixed is None:
+        return []
+    clocks: tuple[RoleClock, ...] = spec.controller.fixed.clocks
+    if bound == "min":
+        return [clock for clock in clocks if clock.min_megahertz < limit]
+    return [clock for clock in clocks if clock.max_megahertz > limit]
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            rule(
-                "!has(self.limits) || !has(self.limits.smClock) || !has(self.limits.smClock.max) || !has(self.controller.fixed)"
-                " || !has(self.controller.fixed.clocks)"
-                " || self.controller.fixed.clocks.all(c, c.maxMegahertz <= self.limits.smClock.max)",
-                "a fixed clock is above limits.smClock.max of %d MHz: lower maxMegahertz or raise the limit",
-                "self.limits.smClock.max",
+
+def _within_limit(bound: Literal["min", "max"]) -> Rule:
+    limit = f"self.limits.smClock.{bound}"
+    beyond = f"self.controller.fixed.clocks.filter(c, c.{bound}Megahertz {'<' if bound == 'min' else '>'} {limit})"
+    side, mend, other = ("below", "raise", "lower") if bound == "min" else ("above", "lower", "raise")
+    return Rule(
+        cel=f"!has(self.limits) || !has(self.limits.smClock) || !has({limit}) || !has(self.controller.fixed)"
+        f" || !has(self.controller.fixed.clocks) || {beyond}.size() == 0",
+        holds=lambda spec: not _clocks_beyond(spec, bound),
+        message=f"role %s has a fixed SM clock of %s MHz, which is {side} limits.smClock.{bound} of %s MHz:"
+        f" {mend} {bound}Megahertz or {other} the limit",
+        values=(
+            (f"{beyond}[0].role", lambda spec: _clocks_beyond(spec, bound)[0].role),
+            (
+                f"{beyond}[0].{bound}Megahertz",
+                lambda spec: getattr(_clocks_beyond(spec, bound)[0], f"{bound}_megahertz"),
             ),
-            rule(
-                "!has(self.limits) || !has(self.limits.smClock) || !has(self.limits.smClock.min) || !has(self.controller.fixed)"
-                " || !has(self.controller.fixed.clocks)"
-                " || self.controller.fixed.clocks.all(c, c.minMegahertz >= self.limits.smClock.min)",
-                "a fixed clock is below limits.smClock.min of %d MHz: raise minMegahertz or lower the limit",
-                "self.limits.smClock.min",
-            ),
-        )
+            field_value(f"limits.smClock.{bound}"),
+        ),
     )
+
+
+class EnergyPolicySpec(RuledModel):
+    """Which inference pods are governed, which latencies they owe, how many watts they share, what controls them."""
+
+    RULES = (_within_limit("min"), _within_limit("max"))
 
     mode: Literal["Observe", "Enforce"] = Field(
         default="Observe", description="Observe changes nothing and reports what Enforce would do."
@@ -262,10 +290,17 @@ class EnergyPolicySpec(ApiModel):
         default=0,
         description="Where policies select the same pod the higher priority wins, then the older, then the name.",
     )
-    selector: PodSelector = Field(description="Which pods are governed.")
+    selector: PodSelector = Field(description="Which pods are governed: all that match every given part.")
     engine: Engine = Field(default=Engine(), description="How the pods' inference engine is read.")
-    roles: Roles | None = Field(default=None, description="How prefill and decode pods are told apart.")
-    slo: Slo | None = Field(default=None, description="Service-level objectives; absent: none is judged.")
+    roles: Roles | None = Field(
+        default=None,
+        description="How prefill and decode pods are told apart; absent: by the labels of well-known serving stacks.",
+    )
+    slo: Slo | None = Field(
+        default=None,
+        description="Service-level objectives: latencies that a share of the requests must stay within, at least one of"
+        " three. Absent: none is judged.",
+    )
     controller: Controller = Field(description="Which controller drives the GPUs.")
     limits: Limits = Field(default=Limits(), description="Bounds that no controller leaves.")
     power_budget: PowerBudget | None = Field(default=None, description="Watts to share; absent: no cap is touched.")
@@ -310,13 +345,13 @@ class SloStatus(ApiModel):
 
     attainment_percent: float = Field(description="The worst of the metrics' shares.")
     window_seconds: int = Field(description="Seconds of evidence this rests on.")
-    metrics: Annotated[tuple[MetricAttainment, ...], Field(max_length=3)] = Field(
-        default=(), description="Each latency by itself.", json_schema_extra=list_map("metric")
+    metrics: Annotated[tuple[MetricAttainment, ...], Field(max_length=3), ListMap("metric")] = Field(
+        default=(), description="Each latency by itself."
     )
 
 
 class EnergyPolicyStatus(ApiModel):
-    """What Flyball found and did."""
+    """What Flyball found and did: pods and GPUs governed, watts, SLO attainment, conditions with plain reasons."""
 
     observed_generation: int | None = Field(default=None, description="The metadata.generation acted on.")
     targets: Targets | None = Field(default=None, description="What the policy governs now.")
@@ -335,7 +370,7 @@ class EnergyPolicyStatus(ApiModel):
 
 
 class EnergyPolicy(ApiModel):
-    """An energy policy for a set of inference pods: their SLOs, their watts and the controller that drives their GPUs."""
+    """An energy policy for a set of inference pods: their SLOs, their watts and what drives their GPUs."""
 
     KIND: ClassVar[str] = "EnergyPolicy"
     PLURAL: ClassVar[str] = "energypolicies"

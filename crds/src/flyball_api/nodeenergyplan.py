@@ -6,22 +6,25 @@ and the evidence must outlive it. `spec` is the operator's, `status` the agent's
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from flyball_api.common import (
+    CEL_RULES,
     ApiModel,
     CapWatts,
     ClockRange,
     Conditions,
     GpuUuid,
+    ListMap,
     Name,
     ObjectMeta,
     Role,
-    list_map,
-    rule,
-    rules,
+    Rule,
+    RuledModel,
+    cel_rule,
+    field_value,
 )
 from flyball_api.energypolicy import Controller, Engine, FailSafe, Slo
 
@@ -44,18 +47,18 @@ class PlanPolicy(ApiModel):
     fail_safe: FailSafe = Field(default=FailSafe(), description="When the node gives up controlling.")
 
 
-class PlanGpu(ApiModel):
+class PlanGpu(RuledModel):
     """One GPU's grant."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            rule(
-                "!has(self.capWatts) || !has(self.ceilingWatts) || self.capWatts <= self.ceilingWatts",
-                "the cap of %d W is above the ceiling of %d W: give a ceiling of at least the cap",
-                "self.capWatts",
-                "self.ceilingWatts",
+    RULES = (
+        Rule(
+            cel="!has(self.capWatts) || !has(self.ceilingWatts) || self.capWatts <= self.ceilingWatts",
+            holds=lambda self: (
+                self.cap_watts is None or self.ceiling_watts is None or self.cap_watts <= self.ceiling_watts
             ),
-        )
+            message="the cap of %s W is above the ceiling of %s W: give a ceilingWatts of at least capWatts",
+            values=(field_value("capWatts"), field_value("ceilingWatts")),
+        ),
     )
 
     uuid: GpuUuid = Field(description="The GPU's UUID, as NVML gives it.")
@@ -80,39 +83,59 @@ class PlanGpu(ApiModel):
     )
 
 
-class NodeEnergyPlanSpec(ApiModel):
-    """What the operator grants."""
+def _orphans(spec: Any) -> list[PlanGpu]:
+    """The GPUs under a policy that the plan does not hold."""
+    names = {policy.name for policy in spec.policies}
+    return [gpu for gpu in spec.gpus if gpu.policy not in names]
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            rule(
-                "self.leaderEpoch >= oldSelf.leaderEpoch",
-                "leader epoch %d is older than %d: a newer leader has taken over, and this one must end",
-                "self.leaderEpoch",
-                "oldSelf.leaderEpoch",
+
+_ORPHANS = "self.gpus.filter(g, !has(self.policies) || !self.policies.exists(p, p.name == g.policy))"
+
+
+class NodeEnergyPlanSpec(RuledModel):
+    """What the operator grants this node's GPUs; written by the operator only."""
+
+    RULES = (
+        Rule(
+            cel="!has(self.gpus)"
+            " || self.gpus.all(g, has(self.policies) && self.policies.exists(p, p.name == g.policy))",
+            holds=lambda self: not _orphans(self),
+            message="GPU %s is under policy %s, which spec.policies does not hold: add that policy or name another",
+            values=(
+                (f"{_ORPHANS}[0].uuid", lambda self: _orphans(self)[0].uuid),
+                (f"{_ORPHANS}[0].policy", lambda self: _orphans(self)[0].policy),
             ),
-            rule(
-                "!has(self.gpus) || self.gpus.all(g, has(self.policies) && self.policies.exists(p, p.name == g.policy))",
-                "a GPU names a policy that spec.policies does not hold: add the policy or name another",
-            ),
-        )
+        ),
     )
 
-    leader_epoch: Annotated[int, Field(ge=1, le=2**53)] = Field(description="Which leader wrote this; never goes back.")
-    policies: Annotated[tuple[PlanPolicy, ...], Field(max_length=MAX_POLICIES)] = Field(
-        default=(), description="Policies at work on this node.", json_schema_extra=list_map("name")
+    # Only the API server sees the old object; this refuses a leader that was paused and replaced meanwhile.
+    leader_epoch: Annotated[int, Field(ge=1, le=2**53)] = Field(
+        description="Which leader wrote this; never goes back.",
+        json_schema_extra={
+            CEL_RULES: [
+                cel_rule(
+                    "self >= oldSelf",
+                    "leader epoch %s is older than %s: end this leader, for a newer one has taken over",
+                    "self",
+                    "oldSelf",
+                )
+            ]
+        },
     )
-    gpus: Annotated[tuple[PlanGpu, ...], Field(max_length=MAX_GPUS)] = Field(
-        default=(), description="Grants, one per GPU.", json_schema_extra=list_map("uuid")
+    policies: Annotated[tuple[PlanPolicy, ...], Field(max_length=MAX_POLICIES), ListMap("name")] = Field(
+        default=(), description="Policies at work on this node."
+    )
+    gpus: Annotated[tuple[PlanGpu, ...], Field(max_length=MAX_GPUS), ListMap("uuid")] = Field(
+        default=(), description="Grants, one per GPU."
     )
 
 
 class PodReference(ApiModel):
     """The container that holds a GPU, as the kubelet's PodResources says."""
 
-    namespace: Name
-    name: Name
-    container: Name
+    namespace: Name = Field(description="The pod's namespace.")
+    name: Name = Field(description="The pod's name.")
+    container: Name = Field(description="The container's name.")
 
 
 class Acknowledgement(ApiModel):
@@ -144,7 +167,7 @@ class Fault(ApiModel):
 class GpuStatus(ApiModel):
     """One GPU as the agent sees it."""
 
-    uuid: GpuUuid
+    uuid: GpuUuid = Field(description="The GPU's UUID, as NVML gives it.")
     index: Annotated[int, Field(ge=0)] = Field(default=0, description="NVML index.")
     product: Annotated[str, Field(max_length=128)] = Field(default="", description="Product name, as NVML gives it.")
     cap_min_watts: int = Field(default=0, description="The lowest cap the card takes.")
@@ -166,48 +189,50 @@ class GpuStatus(ApiModel):
     draw_watts: int | None = Field(default=None, description="What the card draws, averaged since the last write.")
     sm_megahertz: int | None = Field(default=None, description="The SM clock when last read.")
     cap_limited: bool = Field(default=False, description="The power cap was slowing the card.")
-    faults: Annotated[tuple[Fault, ...], Field(max_length=8)] = Field(
-        default=(), description="What is wrong with it.", json_schema_extra=list_map("code")
+    faults: Annotated[tuple[Fault, ...], Field(max_length=8), ListMap("code")] = Field(
+        default=(), description="What is wrong with it."
     )
 
 
 class LatencyCounter(ApiModel):
     """A latency's observations since the counters began: all, and those within the threshold."""
 
-    total: float = 0
-    within: float = 0
-    interpolated: bool = False
+    total: float = Field(default=0, description="Observations.")
+    within: float = Field(default=0, description="Those within the threshold.")
+    interpolated: bool = Field(
+        default=False, description="The threshold is inside a histogram bucket, so `within` is interpolated."
+    )
 
 
 class PolicyCounters(ApiModel):
     """Cumulative counters of one policy on this node, since `since`; a lower value or another `since` is a restart."""
 
-    name: Name
-    uid: Annotated[str, Field(max_length=64)] = ""
+    name: Name = Field(description="The EnergyPolicy's name.")
+    uid: Annotated[str, Field(max_length=64)] = Field(default="", description="Its uid.")
     since: Annotated[str, Field(max_length=64)] = Field(default="", description="Which life of the counters this is.")
     seconds: float = Field(default=0, description="Seconds counted.")
     energy_joules: float = Field(default=0, description="Energy of the policy's GPUs here.")
     generated_tokens: float = Field(default=0, description="Tokens generated by its engines here.")
     prompt_tokens: float = Field(default=0, description="Prompt tokens taken by its engines here.")
-    time_to_first_token: LatencyCounter | None = None
-    inter_token_latency: LatencyCounter | None = None
-    end_to_end: LatencyCounter | None = None
+    time_to_first_token: LatencyCounter | None = Field(default=None, description="From arrival to the first token.")
+    inter_token_latency: LatencyCounter | None = Field(default=None, description="Between two tokens of one request.")
+    end_to_end: LatencyCounter | None = Field(default=None, description="From arrival to the last token.")
     engines: int = Field(default=0, description="Engines scraped.")
     engines_stale: int = Field(default=0, description="Engines whose metrics are missing or stale.")
 
 
 class NodeEnergyPlanStatus(ApiModel):
-    """What the agent observed and enforced."""
+    """What the node's agent observed and enforced; written by the agent only."""
 
     agent_session: Annotated[str, Field(max_length=64)] = Field(default="", description="This life of the agent.")
     boot_id: Annotated[str, Field(max_length=64)] = Field(default="", description="The node's boot.")
-    driver_version: Annotated[str, Field(max_length=64)] = ""
-    agent_version: Annotated[str, Field(max_length=64)] = ""
-    gpus: Annotated[tuple[GpuStatus, ...], Field(max_length=MAX_GPUS)] = Field(
-        default=(), description="Each GPU of the node.", json_schema_extra=list_map("uuid")
+    driver_version: Annotated[str, Field(max_length=64)] = Field(default="", description="The NVIDIA driver's version.")
+    agent_version: Annotated[str, Field(max_length=64)] = Field(default="", description="The agent's version.")
+    gpus: Annotated[tuple[GpuStatus, ...], Field(max_length=MAX_GPUS), ListMap("uuid")] = Field(
+        default=(), description="Each GPU of the node."
     )
-    policies: Annotated[tuple[PolicyCounters, ...], Field(max_length=MAX_POLICIES)] = Field(
-        default=(), description="Counters per policy.", json_schema_extra=list_map("name")
+    policies: Annotated[tuple[PolicyCounters, ...], Field(max_length=MAX_POLICIES), ListMap("name")] = Field(
+        default=(), description="Counters per policy."
     )
     conditions: Conditions = Field(default=(), description="Ready: the agent controls; ActuatorReady: it can write.")
 
@@ -218,14 +243,16 @@ class NodeEnergyPlan(ApiModel):
     KIND: ClassVar[str] = "NodeEnergyPlan"
     PLURAL: ClassVar[str] = "nodeenergyplans"
     SHORT_NAMES: ClassVar[tuple[str, ...]] = ("nep",)
+    # As in EnergyPolicy. None goes over all GPUs: of `gpus[*]` the API server prints the first only.
     PRINTER_COLUMNS: ClassVar[tuple[tuple[str, str, str, int], ...]] = (
-        ("Epoch", "integer", ".spec.leaderEpoch", 0),
         ("Product", "string", ".status.gpus[0].product", 0),
-        ("Policies", "string", ".spec.policies[*].name", 0),
         ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
+        ("Actuator", "string", '.status.conditions[?(@.type=="ActuatorReady")].status', 0),
+        ("Epoch", "integer", ".spec.leaderEpoch", 0),
         ("Age", "date", ".metadata.creationTimestamp", 0),
+        ("Driver", "string", ".status.driverVersion", 1),
         ("Session", "string", ".status.agentSession", 1),
-        ("Caps(W)", "string", ".status.gpus[*].enforcedCapWatts", 1),
+        ("Why", "string", '.status.conditions[?(@.type=="Ready")].message', 1),
     )
 
     metadata: ObjectMeta
