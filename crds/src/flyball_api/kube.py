@@ -85,13 +85,8 @@ _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
 _JSON_PATCH: Final = "application/json-patch+json"
 
-REQUEST_TIMEOUT_SECONDS: Final = 15.0
 LIST_TIMEOUT_SECONDS: Final = 60.0
 CONNECT_TIMEOUT_SECONDS: Final = 5.0
-
-WATCH_SILENCE_SECONDS: Final = 90.0
-"""The API server sends a bookmark about every 60 s on every watch, so a longer silence is a dead connection
-(a load balancer that kept its client side open, say)."""
 
 RETRY_AFTER_LIMIT_SECONDS: Final = 30.0
 CREDENTIAL_AGE_SECONDS: Final = 60.0
@@ -113,6 +108,9 @@ class KubeApi:
         user_agent: names this process in audit logs and in priority and fairness.
         requests_per_second: mean rate of requests, Leases excepted (a renewal must not queue behind writes).
         burst: how many requests may go at once before the rate holds.
+        request_timeout_seconds: bound of every request but lists (60 s) and watches.
+        watch_silence_seconds: a watch that says nothing for so long is dead; the API server sends a bookmark about
+            every 60 s, but a load balancer may keep our side of a broken connection open.
         clock: monotonic seconds.
         sleep: waits that many seconds.
     """
@@ -125,6 +123,8 @@ class KubeApi:
         user_agent: str = "flyball",
         requests_per_second: float = 50.0,
         burst: int = 100,
+        request_timeout_seconds: float = 15.0,
+        watch_silence_seconds: float = 90.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -133,6 +133,8 @@ class KubeApi:
         self._read_at = clock()
         self._clock = clock
         self._sleep = sleep
+        self._request_timeout = request_timeout_seconds
+        self._watch_silence = watch_silence_seconds
         self._pace = Pace(requests_per_second, burst, clock)
         self._log = structlog.get_logger("flyball.kube")
         self._ssl: ssl.SSLContext | bool = True
@@ -282,7 +284,7 @@ class KubeApi:
         limits = aiohttp.ClientTimeout(
             total=timeout_seconds + 10.0,
             sock_connect=CONNECT_TIMEOUT_SECONDS,
-            sock_read=WATCH_SILENCE_SECONDS,
+            sock_read=self._watch_silence,
         )
         async with self._answer("GET", resource, path, params=params, limits=limits) as response:
             async for line in lines_of(response.content, f"WATCH {path}"):
@@ -404,9 +406,11 @@ class KubeApi:
         params: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = _JSON,
-        timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
+        timeout_seconds: float | None = None,
     ) -> JsonObject:
-        limits = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_TIMEOUT_SECONDS)
+        limits = aiohttp.ClientTimeout(
+            total=timeout_seconds or self._request_timeout, sock_connect=CONNECT_TIMEOUT_SECONDS
+        )
         answer = self._answer(
             method, resource, path, params=params, body=body, content_type=content_type, limits=limits
         )
@@ -427,7 +431,7 @@ class KubeApi:
         content_type: str = _JSON,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One successful answer, its body not yet read; everything else leaves as a `KubeError`."""
-        if resource is not LEASES and (wait := self._pace.reserve()) > 0:
+        if resource != LEASES and (wait := self._pace.reserve()) > 0:
             await self._sleep(wait)
         asked = f"{method} {path}"
         data = None if body is None else _to_json(body)
