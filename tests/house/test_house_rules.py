@@ -24,7 +24,7 @@ def test_every_link_between_documents_leads_somewhere() -> None:
     for page in [path for path in tracked() if path.suffix == ".md"]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if not (page.parent / target).exists():
-                broken.append(f"{page.relative_to(ROOT)} -> {target}")
+                broken += [f"{page.relative_to(ROOT)} -> {target}"]
     assert not broken
 
 

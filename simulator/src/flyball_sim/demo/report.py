@@ -39,14 +39,18 @@ class Phase:
     output_tokens: int
     attainment_percent: float
     percentiles: Mapping[str, tuple[float, float]]
+    budget_watts: int | None
+    client_lag_seconds: float
     energy_joules: float
-    mean_watts: float
     peak_draw_watts: float
     peak_cap_watts: float
-    budget_watts: int | None
     engine_lag_percent: float
-    client_lag_seconds: float
     served: Sequence[Served] = ()
+
+    @property
+    def mean_watts(self) -> float:
+        """Energy over time."""
+        return self.energy_joules / (self.end_seconds - self.begin_seconds)
 
     @property
     def joules_per_token(self) -> float:

@@ -1,0 +1,235 @@
+"""Sets the demo up, runs its three phases and takes it down again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from flyball_api.kube import KubeApi
+from flyball_sim.controlplane.cluster import LocalCluster
+from flyball_sim.demo import engines, manifests
+from flyball_sim.demo.manifests import ENGINE_NAMESPACE, ENGINE_PORT, FLYBALL_NAMESPACE, POLICY, Scenario
+from flyball_sim.demo.report import Phase, Served
+from flyball_sim.demo.sampling import Sampler
+from flyball_sim.gpu.statefile import GpuStateFile
+from flyball_sim.load import client
+from flyball_sim.load.endpoints import PodEndpoints
+from flyball_sim.load.results import Distribution, Slo, summarise
+from flyball_sim.load.traces import TraceRequest
+from flyball_sim.node.fleet import Fleet
+
+READY_SECONDS = 120
+RELEASE_SECONDS = 60
+
+
+class DemoError(RuntimeError):
+    """The demo cannot go on; the message says what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One phase to run.
+
+    Attributes:
+        name: What the table calls it.
+        requests: What the client sends.
+        budget_watts: The budget in force; None while only observing.
+    """
+
+    name: str
+    requests: Sequence[TraceRequest]
+    budget_watts: int | None
+
+
+class Stage:
+    """Prints every command it runs and its answer; all waiting has a deadline."""
+
+    def __init__(
+        self,
+        console: Console,
+        cluster: LocalCluster,
+        fleet: Fleet,
+        *,
+        files: Sequence[GpuStateFile],
+        scenario: Scenario,
+        chart: Path,
+    ) -> None:
+        self._console = console
+        self._cluster = cluster
+        self._fleet = fleet
+        self._files = files
+        self._scenario = scenario
+        self._chart = chart
+
+    def kubectl(self, *args: str, text: str | None = None, quiet: bool = False) -> str:
+        """Run kubectl as a user would, show it, and return what it printed.
+
+        Raises:
+            CommandFailedError: it failed.
+        """
+        if not quiet:
+            shown = " ".join(f"'{arg}'" if set(arg) & set(" {}\"'") else arg for arg in args)
+            self._console.print(f"\n[bold]$ kubectl {shown}[/]", highlight=False, soft_wrap=True)
+        answer = self._cluster.kubectl(*args, input=text, check=True).stdout
+        if not quiet:
+            self._console.print(answer.rstrip(), highlight=False, markup=False, soft_wrap=True)
+        return answer
+
+    def helm(self, *args: str) -> None:
+        """Run helm and show its command and the first lines of its answer."""
+        self._console.print(f"\n[bold]$ helm {' '.join(args)}[/]", highlight=False, soft_wrap=True)
+        answer = self._cluster.helm(*args, check=True).stdout
+        for line in answer.splitlines()[:6]:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def wait(self, what: str, met: Callable[[], bool], seconds: float = READY_SECONDS) -> float:
+        """Wait until `met`; returns the seconds it took.
+
+        Raises:
+            DemoError: the deadline passed.
+        """
+        began = time.monotonic()
+        with self._console.status(f"waiting for {what}"):
+            while not met():
+                if time.monotonic() - began > seconds:
+                    raise DemoError(
+                        f"{what}: not within {seconds:.0f} s; the logs of the pods are under {self._fleet.directory}"
+                    )
+                time.sleep(0.25)
+        return time.monotonic() - began
+
+    def condition(self, kind: str) -> str:
+        """The status of one of the policy's conditions, or an empty text."""
+        path = f'jsonpath={{.status.conditions[?(@.type=="{kind}")].status}}'
+        return self._cluster.kubectl("get", "epol", POLICY, "-o", path).stdout.strip()
+
+    def install(self) -> None:
+        """Install the chart, start the engines, and apply the policy in mode Observe."""
+        self.kubectl("create", "namespace", FLYBALL_NAMESPACE)
+        self.kubectl("label", "namespace", FLYBALL_NAMESPACE, "pod-security.kubernetes.io/enforce=privileged")
+        self.helm("install", "flyball", str(self._chart), "-n", FLYBALL_NAMESPACE, "--wait", "--timeout=120s")
+        self.kubectl("create", "namespace", ENGINE_NAMESPACE)
+        self.kubectl("apply", "-f", "-", text=json.dumps(manifests.engine_deployment(self._scenario)))
+        self.kubectl("rollout", "status", "deployment/chat", "-n", ENGINE_NAMESPACE, "--timeout=120s")
+        self.kubectl("get", "pods", "-A", "-o", "wide")
+        self.kubectl("get", "nodeenergyplans")
+        self.kubectl("apply", "-f", "-", text=json.dumps(manifests.policy(self._scenario)))
+        self.wait("the policy to be observed", lambda: self.condition("Ready") == "True")
+        self.kubectl("get", "energypolicies")
+
+    @property
+    def slo(self) -> Slo:
+        """The policy's objectives, as the client judges them."""
+        return Slo(self._scenario.ttft_milliseconds / 1000, self._scenario.itl_milliseconds / 1000)
+
+    def governed_gpus(self) -> list[str]:
+        """UUIDs of the policy's GPUs, from the plans."""
+        plans = json.loads(self.kubectl("get", "nep", "-o", "json", quiet=True))["items"]
+        return [gpu["uuid"] for plan in plans for gpu in plan["spec"].get("gpus", []) if gpu["policy"] == POLICY]
+
+    def enforce(self) -> float:
+        """Switch the policy to Enforce; returns the seconds until every GPU was enforced and read back."""
+        self.kubectl("patch", "epol", POLICY, "--type=merge", "-p", '{"spec":{"mode":"Enforce"}}')
+        seconds = self.wait("every GPU to be enforced and read back", lambda: self.condition("Enforced") == "True")
+        self._console.print(f"enforced and read back on every GPU after {seconds:.1f} s (polled with kubectl)")
+        self.kubectl("get", "energypolicies")
+        return seconds
+
+    def cut(self) -> None:
+        """Cut the budget under load."""
+        patch = json.dumps({"spec": {"powerBudget": {"watts": self._scenario.cut_watts}}})
+        self.kubectl("patch", "epol", POLICY, "--type=merge", "-p", patch)
+
+    def restore(self) -> None:
+        """Delete the policy and prove from the cards' own state that everything is back."""
+        held = touched(self._files)
+        self._console.print(f"\n{len(held)} simulated cards hold a lock or a cap of ours before the policy goes")
+        self.kubectl("delete", "energypolicy", POLICY, f"--timeout={RELEASE_SECONDS}s")
+        left = touched(self._files)
+        if left:
+            raise DemoError(f"the policy is gone and cards still hold a lock or a cap: {', '.join(left)}")
+        self._console.print("the cards' own state: every clock unlocked, every cap at its default")
+
+    def uninstall(self) -> None:
+        """Uninstall the chart."""
+        self.helm("uninstall", "flyball", "-n", FLYBALL_NAMESPACE, "--wait", "--timeout=180s")
+
+
+def touched(files: Sequence[GpuStateFile]) -> list[str]:
+    """The cards that hold a clock lock, or a cap other than their default, by node and index."""
+    return [
+        f"{file.node_name}/{slot.index}"
+        for file in files
+        for slot in file.gpus
+        if slot.locked_sm_mhz is not None or slot.read("cap_requested_mw") != slot.read("cap_default_mw")
+    ]
+
+
+async def perform(stage: Stage, api: KubeApi, sampler: Sampler, run: Run, console: Console) -> Phase:
+    """Replay one phase's requests while the sampler runs."""
+    provider = PodEndpoints(api, ENGINE_NAMESPACE, f"app={manifests.APP}", ENGINE_PORT)
+    urls = await provider.ready()
+    sampler.choose(await asyncio.to_thread(stage.governed_gpus))
+    before, first = await engines.read(urls), sampler.take()
+    sampling = asyncio.create_task(sampler.run())
+    try:
+        with Progress(
+            TextColumn(f"{run.name}: {{task.description}}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        ) as bar:
+            task = bar.add_task("requests", total=len(run.requests))
+
+            def on_progress(progress: client.Progress) -> None:
+                bar.update(task, completed=progress.finished)
+
+            result = await client.replay(run.requests, provider, on_progress=on_progress)
+    finally:
+        sampling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sampling
+    last = sampler.take()
+    after = await engines.read(urls)
+    during = [sample for sample in sampler.samples if first.seconds <= sample.seconds <= last.seconds]
+    summary = summarise(result, stage.slo)
+    return Phase(
+        name=run.name,
+        begin_seconds=first.seconds,
+        end_seconds=last.seconds,
+        requests=summary.requests,
+        errors=summary.requests - summary.succeeded,
+        output_tokens=summary.output_tokens,
+        attainment_percent=100 * summary.slo_attainment,
+        percentiles={
+            "ttft": _median_and_p99(summary.ttft),
+            "tpot": _median_and_p99(summary.itl),
+            "e2e": _median_and_p99(summary.e2e),
+        },
+        budget_watts=run.budget_watts,
+        client_lag_seconds=summary.late.highest if summary.late else 0.0,
+        energy_joules=last.energy_joules - first.energy_joules,
+        peak_draw_watts=max(sample.draw_watts for sample in during),
+        peak_cap_watts=max(sample.cap_watts for sample in during),
+        engine_lag_percent=after.lag_percent_since(before),
+        served=[
+            Served(first.seconds + request.arrival_seconds, request.ttft_seconds, request.itl_mean_seconds)
+            for request in result.requests
+        ],
+    )
+
+
+def _median_and_p99(values: Distribution | None) -> tuple[float, float]:
+    if values is None:
+        return (math.nan, math.nan)
+    return (values.percentiles[50], values.percentiles[99])
