@@ -162,15 +162,12 @@ def clock_under(
     wanted = gpu_type.sm_max_mhz
     if lock_sm_mhz is not None:
         wanted = snap_down(gpu_type, min(lock_sm_mhz[1], gpu_type.lock_ceiling_mhz))
-    dynamic = dynamic_watts(gpu_type, load)
-    share = (cap_watts - static_watts(gpu_type, load)) / dynamic if dynamic > 0.0 else 1.0
-    if share >= 1.0:
+    if power_at(gpu_type, load, wanted) <= cap_watts:
         return wanted, reasons
-    ceiling = gpu_type.sm_max_mhz * math.pow(max(share, 0.0), 1.0 / gpu_type.power.clock_exponent)
-    capped = snap_down(gpu_type, ceiling)
-    if ceiling >= wanted:
-        return wanted, reasons
-    return capped, reasons | REASON_SW_POWER_CAP
+    dynamic, headroom = dynamic_watts(gpu_type, load), cap_watts - static_watts(gpu_type, load)
+    share = min(headroom / dynamic, 1.0) if headroom > 0.0 and dynamic > 0.0 else 0.0
+    ceiling = gpu_type.sm_max_mhz * math.pow(share, 1.0 / gpu_type.power.clock_exponent)
+    return min(snap_down(gpu_type, ceiling), wanted), reasons | REASON_SW_POWER_CAP
 
 
 def step(gpu_type: GpuType, state: GpuState, load: GpuLoad, requested: GpuSettings, dt_seconds: float) -> GpuState:
