@@ -1,0 +1,1 @@
+"""Measures every process of Flyball on this machine: what `make bench` runs."""

@@ -1,0 +1,207 @@
+"""`flyball-sim bench`: latency of a policy, CPU and memory of each process, writes of an idle cluster."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flyball_api.kube import KubeApi, KubeError
+from flyball_api.kube_types import ENERGY_POLICIES
+from flyball_sim.bench.figures import core_percent, count_writes, percentile, process_figures
+from flyball_sim.controlplane.cluster import ClusterError, LocalCluster
+from flyball_sim.controlplane.toolchain import AssetsError
+from flyball_sim.controlplane.tools import CommandFailedError
+from flyball_sim.demo import manifests
+from flyball_sim.demo.manifests import ENGINE_NAMESPACE, ENGINE_PORT, FLYBALL_NAMESPACE, POLICY, Scenario
+from flyball_sim.demo.stage import DemoError, Stage
+from flyball_sim.gpu.statefile import GpuStateFile
+from flyball_sim.load import client
+from flyball_sim.load.endpoints import PodEndpoints
+from flyball_sim.load.workload import Workload
+from flyball_sim.node.fleet import Fleet, FleetError, NodeSpec
+
+NODES = 3
+GPUS_PER_NODE = 8
+CHANGE_DEADLINE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what, under which load, the figure, and the bound it is held to."""
+
+    what: str
+    load: str
+    figure: float
+    bound: float
+    unit: str
+    sample: str = ""
+
+    @property
+    def within(self) -> bool:
+        """Whether the figure keeps the bound."""
+        return self.figure <= self.bound
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--changes", type=int, default=100, help="policy changes to time")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of the loaded and of the idle measurement")
+    parser.add_argument("--rate", type=float, default=3.0, help="requests a second in the loaded measurement")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the load")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="directory for bench.json")
+    parser.add_argument("--chart", type=Path, default=Path("helm/flyball"), help="the chart to install")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print: 0 every bound kept, 1 one not kept or something failed."""
+    console = Console()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        rows = _measure(args, console)
+    except KeyboardInterrupt:
+        return 130
+    except (AssetsError, ClusterError, CommandFailedError, DemoError, FleetError, KubeError, OSError) as error:
+        console.print(f"flyball-sim bench: {error}", style="red", markup=False)
+        return 1
+    load_average = os.getloadavg()[0]
+    machine = (
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load_average:.1f}"
+    )
+    grid = Table(title=f"{NODES} nodes, {NODES * GPUS_PER_NODE} GPUs and engines, seed {args.seed}; {machine}")
+    for heading in ("what", "under", "figure", "bound", "", "sample"):
+        grid.add_column(heading, justify="right" if heading in {"figure", "bound"} else "left")
+    for row in rows:
+        grid.add_row(
+            row.what,
+            row.load,
+            f"{row.figure:.2f} {row.unit}",
+            f"{row.bound:g} {row.unit}",
+            "kept" if row.within else "[red]NOT KEPT[/]",
+            row.sample,
+        )
+    console.print(grid)
+    (args.out / "bench.json").write_text(
+        json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1)
+    )
+    return 0 if all(row.within for row in rows) else 1
+
+
+def _measure(args: argparse.Namespace, console: Console) -> list[Row]:
+    scenario = Scenario(engines=NODES * GPUS_PER_NODE, budget_watts=12_000, cut_watts=9_000)
+    with ExitStack() as resources:
+        directory = Path(resources.enter_context(TemporaryDirectory(prefix="flyball-bench-")))
+        cluster = resources.enter_context(LocalCluster(directory / "cluster", audit=True))
+        specs = [NodeSpec(f"node-{number}", number, GPUS_PER_NODE) for number in range(1, NODES + 1)]
+        fleet = resources.enter_context(Fleet(cluster.kubeconfig, specs, directory / "nodes"))
+        files = [
+            resources.enter_context(GpuStateFile.open(node.gpu_state, writable=False)) for node in fleet.nodes.values()
+        ]
+        stage = Stage(console, cluster, fleet, files=files, scenario=scenario, chart=args.chart)
+        stage.install()
+        stage.enforce()
+        return asyncio.run(_all(args, console, cluster, fleet))
+
+
+async def _all(args: argparse.Namespace, console: Console, cluster: LocalCluster, fleet: Fleet) -> list[Row]:
+    api = await KubeApi.from_environment(cluster.kubeconfig, None, os.environ, user_agent="flyball-sim-bench")
+    async with api:
+        console.rule(f"{args.changes} changes of the policy, each until it is enforced and read back on every GPU")
+        seconds = [await _change(api, number) for number in range(args.changes)]
+        rows = [
+            Row(
+                "policy change to enforced, p99",
+                "no traffic",
+                percentile(seconds, 99),
+                1.5,
+                "s",
+                f"{len(seconds)} changes, median {statistics.median(seconds):.2f} s",
+            )
+        ]
+        console.rule(f"{args.seconds:.0f} s of traffic")
+        workload = Workload(duration_seconds=args.seconds, max_requests_per_second=args.rate, seed=args.seed)
+        provider = PodEndpoints(api, ENGINE_NAMESPACE, f"app={manifests.APP}", ENGINE_PORT)
+        loaded = asyncio.create_task(_processes(fleet, args.seconds, f"8 engines a node, {args.rate:g} requests/s"))
+        await client.replay(workload.requests(), provider)
+        rows += [row for row in await loaded if row.what.startswith(("agent", "actuator"))]
+        console.rule(f"{args.seconds:.0f} s idle")
+        await asyncio.sleep(15)  # the last counters of the traffic are written within 10 s
+        skip = len(_audit_lines(cluster))
+        rows += await _processes(fleet, args.seconds, "idle, policy enforced")
+        writes = count_writes(_audit_lines(cluster)[skip:])
+    ours = {key: count for key, count in writes.items() if f":{FLYBALL_NAMESPACE}:flyball-" in key[0]}
+    other = sum(count for (_, _, resource), count in ours.items() if resource != "leases")
+    leases = sum(ours.values()) - other
+    rows.append(Row("writes beyond Leases", "idle, policy enforced", other, 0, "", f"{leases} Lease renewals"))
+    return rows
+
+
+def _audit_lines(cluster: LocalCluster) -> list[str]:
+    with contextlib.suppress(FileNotFoundError):
+        return cluster.audit_log.read_text(encoding="utf-8").splitlines()
+    return []
+
+
+async def _change(api: KubeApi, number: int) -> float:
+    """Change clocks and budget, and time until the status says that every GPU has both."""
+    sm_mhz, watts = (1200 + 15 * (number % 20), 10_000 + 500 * (number % 2))
+    clocks = [{"role": "unified", "minMegahertz": sm_mhz, "maxMegahertz": sm_mhz}]
+    spec = {"controller": {"fixed": {"clocks": clocks}}, "powerBudget": {"watts": watts}}
+    began = time.monotonic()
+    patched = await api.merge_patch(ENERGY_POLICIES, POLICY, {"spec": spec})
+    generation = patched["metadata"]["generation"]
+    if _enforced(patched, generation):
+        return time.monotonic() - began
+    async with asyncio.timeout(CHANGE_DEADLINE_SECONDS):
+        version = patched["metadata"]["resourceVersion"]
+        async for event in api.watch(ENERGY_POLICIES, version):
+            if event["type"] == "MODIFIED" and _enforced(event["object"], generation):
+                return time.monotonic() - began
+    raise DemoError(f"generation {generation} of policy {POLICY}: the watch ended before it was enforced")
+
+
+def _enforced(policy: dict[str, Any], generation: int) -> bool:
+    return any(
+        condition["type"] == "Enforced"
+        and condition["status"] == "True"
+        and condition.get("observedGeneration") == generation
+        for condition in (policy.get("status") or {}).get("conditions", [])
+    )
+
+
+async def _processes(fleet: Fleet, seconds: float, load: str) -> list[Row]:
+    """CPU and memory of operator, agents and actuators over some seconds; the worst of each kind."""
+    bounds = {"operator": (1.0, 120.0), "agent": (3.0, 80.0), "actuator": (0.5, 30.0)}
+    found = fleet.containers(lambda pod, name: pod.startswith(FLYBALL_NAMESPACE) and name in bounds)
+    pids: Sequence[tuple[str, int]] = [(name, container["pid"]) for _, _, name, container in found]
+    before = {pid: process_figures(pid) for _, pid in pids}
+    began = time.monotonic()
+    await asyncio.sleep(seconds)
+    elapsed = time.monotonic() - began
+    after = {pid: process_figures(pid) for _, pid in pids}
+    rows = []
+    for kind, (percent, mebibytes) in bounds.items():
+        chosen = [pid for name, pid in pids if name == kind]
+        if not chosen:
+            raise DemoError(f"no {kind} process runs on the nodes; look at their logs under {fleet.directory}")
+        sample = f"worst of {len(chosen)}, {elapsed:.0f} s"
+        cpu = max(core_percent(before[pid], after[pid], elapsed) for pid in chosen)
+        rows.append(Row(f"{kind} CPU", load, cpu, percent, "% of a core", sample))
+        rows.append(
+            Row(f"{kind} memory", load, max(after[pid].rss_mebibytes for pid in chosen), mebibytes, "MiB", sample)
+        )
+    return rows

@@ -1,0 +1,58 @@
+"""What the bench counts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+from flyball_sim.bench.figures import core_percent, count_writes, percentile, process_figures
+
+
+def event(user: str, verb: str, resource: str, subresource: str | None = None) -> str:
+    reference = {"resource": resource} | ({"subresource": subresource} if subresource else {})
+    return json.dumps({"user": {"username": user}, "verb": verb, "objectRef": reference})
+
+
+def test_reads_are_not_writes_and_a_status_is_told_from_its_object() -> None:
+    lines = [
+        event("operator", "get", "leases"),
+        event("operator", "update", "leases"),
+        event("operator", "patch", "energypolicies"),
+        event("operator", "patch", "energypolicies", "status"),
+        event("operator", "patch", "energypolicies", "status"),
+    ]
+    assert count_writes(lines) == {
+        ("operator", "update", "leases"): 1,
+        ("operator", "patch", "energypolicies"): 1,
+        ("operator", "patch", "energypolicies/status"): 2,
+    }
+
+
+def test_the_line_that_the_server_is_still_writing_is_left_for_later() -> None:
+    whole = event("agent", "patch", "nodeenergyplans", "status")
+    assert sum(count_writes([whole, whole[:40]]).values()) == 1
+
+
+def test_the_99th_of_a_hundred_is_the_second_highest_and_of_a_few_the_highest() -> None:
+    assert percentile([float(number) for number in range(100)], 99) == 98
+    assert percentile([3.0, 1.0, 2.0], 99) == 3.0
+    assert math.isnan(percentile([], 99))
+
+
+def test_a_process_whose_name_has_spaces_and_parentheses_is_read_right(tmp_path: Path) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    process = tmp_path / "7"
+    process.mkdir()
+    (process / "stat").write_text(f"7 (a ) (b) S {' '.join(['0'] * 10)} {ticks} {2 * ticks} 0")
+    (process / "status").write_text("Name:\ta ) (b\nVmRSS:\t   2048 kB\n")
+    figures = process_figures(7, tmp_path)
+    assert figures.cpu_seconds == pytest.approx(3.0)
+    assert figures.rss_mebibytes == pytest.approx(2.0)
+
+
+def test_cpu_is_counted_in_percent_of_one_core() -> None:
+    mine = process_figures(os.getpid())
+    assert core_percent(mine, mine, 1.0) == 0.0
