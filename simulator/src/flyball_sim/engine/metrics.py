@@ -34,7 +34,7 @@ REQUEST_BUCKETS = (
 )  # fmt: skip
 STEP_BUCKETS = (1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0)
 CHOICE_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0)
-LATENESS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 COUNTERS: Mapping[str, tuple[str, tuple[Mapping[str, str], ...]]] = MappingProxyType(
     {
@@ -79,9 +79,9 @@ SIM_COUNTERS: Mapping[str, str] = MappingProxyType(
     {
         "flyball_sim_engine_steps": "Engine steps finished.",
         "flyball_sim_engine_busy_seconds": "Seconds of the engine's own clock with a step under way.",
-        "flyball_sim_engine_lag_seconds": "Seconds a step had ended by the engine's clock before the engine saw it.",
+        "flyball_sim_wakeup_lag_seconds": "Seconds a step had ended by the engine's clock before the engine saw it.",
         "flyball_sim_request_seconds": "End-to-end seconds of finished requests by the engine's clock.",
-        "flyball_sim_request_lateness_seconds": "Of each finished request, how late its latest token was written.",
+        "flyball_sim_request_lag_seconds": "Of each finished request, how late its latest token was written.",
     }
 )
 SIM_GAUGES: Mapping[str, str] = MappingProxyType(
@@ -134,9 +134,9 @@ def histogram_families(max_model_len: int) -> dict[str, tuple[str, tuple[float, 
         ),
         "vllm:request_prefill_time_seconds": ("Histogram of time spent in PREFILL phase for request.", REQUEST_BUCKETS),
         "vllm:request_decode_time_seconds": ("Histogram of time spent in DECODE phase for request.", REQUEST_BUCKETS),
-        "flyball_sim_token_lateness_seconds": (
+        "flyball_sim_token_lag_seconds": (
             "How long after the engine's own clock a token was written to its client.",
-            LATENESS_BUCKETS,
+            LAG_BUCKETS,
         ),
     }
 
@@ -237,7 +237,7 @@ class EngineMetrics:
             self._histogram_heads.append(f"# HELP {name} {text}\n# TYPE {name} histogram")
         self._first_token = self._histograms["vllm:time_to_first_token_seconds"].observe
         self._inter_token = self._histograms["vllm:inter_token_latency_seconds"].observe
-        self._lateness = self._histograms["flyball_sim_token_lateness_seconds"].observe
+        self._lag = self._histograms["flyball_sim_token_lag_seconds"].observe
         self._step_tokens = self._histograms["vllm:iteration_tokens_total"].observe
         self._generated = self._values[self._index["vllm:generation_tokens"]]
         self._steps = self._values[self._index["flyball_sim_engine_steps"]]
@@ -277,7 +277,7 @@ class EngineMetrics:
 
     def count_written(self, late_seconds: float) -> None:
         """A token was written to its client this long after the engine's clock said so."""
-        self._lateness(late_seconds)
+        self._lag(late_seconds)
 
     def count_finished(self, timing: RequestTiming, reason: str, max_tokens: int, late_seconds: float) -> None:
         """A request ended; `late_seconds` is how late its latest token was written."""
@@ -300,7 +300,7 @@ class EngineMetrics:
             self._histograms[name].observe(value)
         self._count("vllm:request_success", variant=("stop", "length").index(reason))
         self._count("flyball_sim_request_seconds", timing.finished_seconds - timing.arrival_seconds)
-        self._count("flyball_sim_request_lateness_seconds", late_seconds)
+        self._count("flyball_sim_request_lag_seconds", late_seconds)
 
     def count_aborted(self) -> None:
         """A client went away before its answer was complete."""
@@ -312,7 +312,7 @@ class EngineMetrics:
 
     def count_lag(self, seconds: float) -> None:
         """The engine found out this late that a step had ended."""
-        self._count("flyball_sim_engine_lag_seconds", seconds)
+        self._count("flyball_sim_wakeup_lag_seconds", seconds)
 
     def render(self, state: EngineState) -> bytes:
         """The body of a scrape."""
