@@ -239,6 +239,7 @@ def test_a_reboot_puts_defaults_back_and_starts_the_counter_anew(state, clock):
     gpu.write("lock_in_force", layout.pack_lock((900, 900)))
     clock.pass_seconds(3.0, driver.tick)
     before = gpu.read("energy_mj")
+    gpu.write_load(1.0, 1.0, 1.0, clock.now_ns + 10**12, os.getpid())
     gpu.lost = True
     gpu.reboot()
     clock.pass_seconds(0.5, driver.tick)

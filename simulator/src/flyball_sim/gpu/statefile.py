@@ -254,6 +254,7 @@ class GpuSlot:
             "lock_requested",
             "lock_in_force",
             "memory_lock_requested",
+            "load_pid",  # no process outlives a reboot, and its stamp is of another clock
             "lost",
             "energy_joules",
             "energy_mj",
