@@ -36,10 +36,12 @@ class LabelRequirement(RuledModel):
 
     RULES = (
         Rule(
+            # An unknown operator is refused for itself, with a sentence of its own.
             cel="self.operator in ['In', 'NotIn'] ? has(self.values) && self.values.size() > 0"
-            " : !has(self.values) || self.values.size() == 0",
+            " : !(self.operator in ['Exists', 'DoesNotExist']) || !has(self.values) || self.values.size() == 0",
             holds=lambda self: (self.operator in {"In", "NotIn"}) == bool(self.values),
-            message="operator %s has %s values: give In and NotIn at least one, and Exists and DoesNotExist none",
+            message="operator %s with values of size %s: give In and NotIn at least one value,"
+            " and Exists and DoesNotExist none",
             values=(
                 field_value("operator"),
                 ("has(self.values) ? self.values.size() : 0", lambda self: len(self.values)),
