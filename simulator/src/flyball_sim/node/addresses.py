@@ -1,8 +1,9 @@
-"""Loopback addresses of a simulated node and its pods: 127.<index+1>.x.y, all local on Linux. Pure."""
+"""Loopback addresses of a simulated node and its pods: 127.<index+1>.x.y, all local on Linux."""
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 
 MAX_NODE_INDEX = 253
 _PER_BLOCK = 250
@@ -11,6 +12,32 @@ _POD_ADDRESSES = 250 * _PER_BLOCK
 
 class AddressError(Exception):
     """No address, or a node index out of bounds."""
+
+
+def hold_network(index: int | None) -> tuple[int, socket.socket]:
+    """Make a node's network this process' own for as long as the socket returned stays open.
+
+    The lock is the name of an abstract Unix socket: the kernel frees it with the process, and it has the scope that
+    loopback addresses have, the network namespace.
+
+    Args:
+        index: Of the node; None for the lowest that is free.
+
+    Raises:
+        AddressError: Another node process on this machine has it.
+    """
+    for candidate in range(MAX_NODE_INDEX + 1) if index is None else [index]:
+        lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            lock.bind(f"\0flyball-node-network-{candidate}")
+        except OSError:
+            lock.close()
+            continue
+        return candidate, lock
+    which = "every index" if index is None else f"index {index}"
+    raise AddressError(
+        f"{which} is in use by another simulated node on this machine: choose another --index, or leave it out"
+    )
 
 
 class AddressPool:

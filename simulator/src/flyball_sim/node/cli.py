@@ -17,8 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--index",
         type=int,
-        default=0,
-        help="number of the node, 0..253: its network is 127.<index+1>.0.0/16 (default: %(default)s)",
+        help="number of the node, 0..253: its network is 127.<index+1>.0.0/16 (default: the lowest not in use)",
     )
     parser.add_argument("--kubeconfig", required=True, type=Path, help="an identity that may do what a kubelet does")
     parser.add_argument(
@@ -33,6 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=5.0,
         help="between TERM and KILL of the containers when the node ends (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--until-stdin-closes", action="store_true", help="end when stdin does: for programs that start nodes"
     )
 
 
@@ -55,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         gpu_type=args.gpu_type,
         root=args.root,
         shutdown_grace_seconds=args.shutdown_grace_seconds,
+        until_stdin_closes=args.until_stdin_closes,
     )
     try:
         asyncio.run(run_node(options))

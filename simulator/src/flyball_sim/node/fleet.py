@@ -26,10 +26,10 @@ class FleetError(Exception):
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """One node of a fleet; `index` makes its network and must differ between nodes of one machine."""
+    """One node of a fleet; without `index` it takes the lowest one that no node of this machine has."""
 
     name: str
-    index: int
+    index: int | None = None
     gpus: int = 8
     gpu_type: str = "H100-SXM5"
 
@@ -62,6 +62,12 @@ class FleetNode:
         """The kubelet's PodResources socket."""
         return self.rootfs / "var/lib/kubelet/pod-resources/kubelet.sock"
 
+    def forget_process(self) -> None:
+        """Drop the handle of a process that has ended."""
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process = None
+
     def status(self) -> dict[str, Any]:
         """The node's `status.json`: pods with uid, ip, phase, and per container pid, restarts, ready, gpus, log."""
         try:
@@ -83,8 +89,8 @@ class FleetNode:
 class Fleet:
     """Starts, watches and ends node processes.
 
-    Use it as a context manager. The nodes' containers end with their node, also when it is killed; the nodes
-    themselves end with `stop`, or with `--root`'s owner calling `kill`.
+    Use it as a context manager. The nodes end with this process, and their containers with their node, also when
+    these are killed.
 
     Args:
         kubeconfig: An identity that may do what a kubelet does.
@@ -128,6 +134,7 @@ class Fleet:
         for node in [self.node(name) for name in names] or list(self.nodes.values()):
             if node.process is not None and node.process.poll() is None:
                 continue
+            node.forget_process()
             node.root.mkdir(parents=True, exist_ok=True)
             # A status file of an earlier life would name processes that are no more.
             (node.root / "status.json").unlink(missing_ok=True)
@@ -140,16 +147,19 @@ class Fleet:
                         "flyball_sim.cli",
                         "node",
                         f"--name={spec.name}",
-                        f"--index={spec.index}",
+                        *([] if spec.index is None else [f"--index={spec.index}"]),
                         f"--kubeconfig={self._kubeconfig}",
                         f"--gpus={spec.gpus}",
                         f"--gpu-type={spec.gpu_type}",
                         f"--root={node.root}",
+                        # The pipe closes with this process, by whatever way it ends: so do the nodes.
+                        "--until-stdin-closes",
                     ],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    bufsize=0,
                 )
 
     def wait_ready(self, within_seconds: float = 60.0) -> None:
@@ -213,6 +223,4 @@ class Fleet:
                 process.kill()
                 process.wait()
         for node in nodes:
-            if node.process is not None and node.process.stdin is not None:
-                node.process.stdin.close()
-            node.process = None
+            node.forget_process()

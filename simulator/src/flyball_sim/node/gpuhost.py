@@ -24,12 +24,11 @@ class GpuHost:
         rootfs: Root of the node's file system.
         type_name: A GPU type, for example `H100-SXM5`.
         count: How many of them, 1 to 8.
-        seed: With the node's name it makes their UUIDs.
-        node_name: The node.
+        node_name: The node; its name makes their UUIDs.
         rebooted: Whether the node boots now: the driver's settings are at their defaults again.
     """
 
-    def __init__(self, rootfs: Path, type_name: str, count: int, seed: int, node_name: str, *, rebooted: bool) -> None:
+    def __init__(self, rootfs: Path, type_name: str, count: int, node_name: str, *, rebooted: bool) -> None:
         kind = gpu_type(type_name)
         self.product = kind.product_name
         directory = rootfs / DRIVER_DIRECTORY
@@ -44,7 +43,7 @@ class GpuHost:
         if earlier is not None and rebooted:
             for gpu in earlier.gpus:
                 gpu.reboot()
-        self._state = earlier or GpuStateFile.create(self.state_path, [kind] * count, seed, node_name)
+        self._state = earlier or GpuStateFile.create(self.state_path, [kind] * count, 0, node_name)
         self._driver = GpuDriver(self._state)
         self.uuids = tuple(gpu.uuid for gpu in self._state.gpus)
 

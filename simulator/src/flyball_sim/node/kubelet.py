@@ -22,7 +22,7 @@ import structlog
 
 from flyball_api.kube import LEASES, NODES, PODS, KubeApi, KubeError
 from flyball_api.reflector import Reflector
-from flyball_sim.node.addresses import AddressPool
+from flyball_sim.node.addresses import AddressPool, hold_network
 from flyball_sim.node.clock import Clock
 from flyball_sim.node.containers import EventType
 from flyball_sim.node.gpuhost import GpuHost
@@ -56,21 +56,23 @@ class NodeOptions:
 
     Attributes:
         name: Of the Node object.
-        index: Makes its network, 127.<index+1>.0.0/16, and with the name its GPUs' ids.
+        index: Makes its network, 127.<index+1>.0.0/16; None for the lowest that no node of this machine has.
         kubeconfig: An identity that may do what a kubelet does.
         gpus: 0 to 8.
         gpu_type: For example `H100-SXM5`.
         root: Directory of everything the node keeps; made if absent.
         shutdown_grace_seconds: What containers get between TERM and KILL when the node ends.
+        until_stdin_closes: End when stdin does.
     """
 
     name: str
-    index: int
+    index: int | None
     kubeconfig: Path
     gpus: int
     gpu_type: str
     root: Path
     shutdown_grace_seconds: float = 5.0
+    until_stdin_closes: bool = False
 
 
 class NodeError(Exception):
@@ -86,6 +88,7 @@ class Kubelet:
         processes: Starts containers' processes.
         http: For probes.
         gpu_host: Its GPUs; None without any.
+        addresses: Of the node and its pods.
         boot_id: Of the node.
         clock: Time.
     """
@@ -98,6 +101,7 @@ class Kubelet:
         processes: ProcessTable,
         http: aiohttp.ClientSession,
         gpu_host: GpuHost | None,
+        addresses: AddressPool,
         boot_id: str,
         clock: Clock,
     ) -> None:
@@ -106,7 +110,6 @@ class Kubelet:
         self._clock = clock
         self._gpu_host = gpu_host
         self._log = structlog.get_logger().bind(node=options.name)
-        addresses = AddressPool(options.index)
         self._identity = NodeIdentity(
             name=options.name,
             host_ip=addresses.host_ip,
@@ -139,6 +142,7 @@ class Kubelet:
         self._status_dirty = asyncio.Event()
         self._node_status: Mapping[str, Any] | None = None
         self._node_uid = ""
+        self._ready = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Be the node until `stop` is set; then end its containers and mark it not ready."""
@@ -224,6 +228,8 @@ class Kubelet:
         }
         written = await self._api.apply(NODES, body, field_manager=FIELD_MANAGER, subresource="status")
         self._node_status = written["status"]
+        self._ready = ready
+        self._status_dirty.set()
 
     async def _renew_lease(self) -> None:
         while True:
@@ -294,8 +300,7 @@ class Kubelet:
     async def _send_event(self, pod: Mapping[str, Any], kind: EventType, reason: str, note: str, now: datetime) -> None:
         metadata = pod["metadata"]
         self._log.info("pod_event", pod=f"{metadata['namespace']}/{metadata['name']}", reason=reason, note=note)
-        # An Event that cannot be posted (the namespace goes, the API server is away) is in the log all the same.
-        with contextlib.suppress(KubeError):
+        try:
             await self._api.post_event(
                 regarding={
                     "apiVersion": "v1",
@@ -312,6 +317,9 @@ class Kubelet:
                 instance=self._options.name,
                 now=now,
             )
+        except KubeError as error:
+            # The namespace goes, or the API server is away: the node's log has it all the same.
+            self._log.info("event_not_posted", reason=reason, why=str(error))
 
     # -- the node's own status file --------------------------------------------------------------------------
 
@@ -330,6 +338,8 @@ class Kubelet:
         content = {
             "node": self._options.name,
             "pid": os.getpid(),
+            "host_ip": self._identity.host_ip,
+            "ready": self._ready,
             "rootfs": str(self._services.rootfs),
             "gpu_state": str(self._gpu_host.state_path) if self._gpu_host else None,
             "pods": {
@@ -366,22 +376,41 @@ async def run_node(options: NodeOptions) -> None:
     """
     clock = Clock()
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
+    if options.until_stdin_closes:
+        # Nobody writes to it: it becomes readable when it closes.
+        loop.add_reader(sys.stdin.fileno(), _stop_reading_stdin, loop, stop)
     root = options.root.resolve()
     options = NodeOptions(**{**vars(options), "root": root})
+    index, network = hold_network(options.index)
+    addresses = AddressPool(index)
     boot_id, rebooted = _prepare_root(root)
     gpu_host = None
     if options.gpus:
-        gpu_host = GpuHost(
-            root / "rootfs", options.gpu_type, options.gpus, options.index, options.name, rebooted=rebooted
-        )
+        gpu_host = GpuHost(root / "rootfs", options.gpu_type, options.gpus, options.name, rebooted=rebooted)
     async with _resources(options) as (api, sweeper, http):
         table = ProcessTable(sweeper, [*interpreter_directories(), root])
-        kubelet = Kubelet(options, api, processes=table, http=http, gpu_host=gpu_host, boot_id=boot_id, clock=clock)
+        kubelet = Kubelet(
+            options,
+            api,
+            processes=table,
+            http=http,
+            gpu_host=gpu_host,
+            addresses=addresses,
+            boot_id=boot_id,
+            clock=clock,
+        )
         await kubelet.run(stop)
     if gpu_host:
         gpu_host.close()
+    network.close()
+
+
+def _stop_reading_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    loop.remove_reader(sys.stdin.fileno())
+    stop.set()
 
 
 @contextlib.asynccontextmanager

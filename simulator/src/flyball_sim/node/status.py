@@ -217,14 +217,13 @@ def _conditions(pod: Mapping[str, Any], situation: PodSituation, phase: str, now
         reason, message = "ContainersNotReady", f"containers with unready status: [{' '.join(unready)}]"
     ready = not unready and not over and initialized
     wanted: list[tuple[str, bool, str, str]] = [
+        # The scheduler's too, but a pod may be bound without it (spec.nodeName).
+        ("PodScheduled", True, "", ""),
         ("PodReadyToStartContainers", bool(situation.pod_ip) and not over, "", ""),
         ("Initialized", initialized, "" if initialized else "ContainersNotInitialized", ""),
         ("Ready", ready, "" if ready else reason, "" if ready else message),
         ("ContainersReady", ready, "" if ready else reason, "" if ready else message),
     ]
-    if "PodScheduled" not in existing:
-        # A DaemonSet's pod or one with spec.nodeName set may be bound without the scheduler's condition.
-        wanted.append(("PodScheduled", True, "", ""))
     conditions = []
     for name, holds, reason_word, text in wanted:
         verdict = "True" if holds else "False"
