@@ -35,8 +35,9 @@ class Workload:
             TraceError: the trace file cannot be read.
             ValueError: a number out of bounds, or nothing is left to replay.
         """
-        if self.duration_seconds <= 0:
-            raise ValueError(f"the duration is {self.duration_seconds} s: give a number above 0")
+        for name, value in (("duration", self.duration_seconds), ("speed", self.speed)):
+            if value <= 0:
+                raise ValueError(f"the {name} is {value}: give a number above 0")
         if self.start_seconds < 0:
             raise ValueError(f"the start is {self.start_seconds} s: give 0 or more")
         span = self.duration_seconds * self.speed
