@@ -1,0 +1,34 @@
+"""Observing: lets another controller decide, and writes nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from flyball_agent.controllers.base import UNLOCKED, ControlLimits, Decision, GroupController, Observation
+
+
+class Observing:
+    """The controller of a policy in mode Observe.
+
+    Args:
+        inner: the controller that would drive the group.
+    """
+
+    def __init__(self, inner: GroupController) -> None:
+        self._inner = inner
+        self.requires = inner.requires
+
+    def decide(self, observation: Observation, limits: ControlLimits, now_seconds: float) -> Decision:
+        """The inner decision as `would`, and nothing to write."""
+        decision = self._inner.decide(observation, limits, now_seconds)
+        return replace(decision, setpoint=UNLOCKED, would=decision.setpoint)
+
+    def state(self) -> dict[str, Any]:
+        """The inner controller's."""
+        return self._inner.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Hands it on."""
+        self._inner.restore(state)
