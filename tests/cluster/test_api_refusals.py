@@ -24,6 +24,7 @@ from flyball_api.names import API_VERSION, GROUP, VERSION
 from flyball_api.nodeenergyplan import NodeEnergyPlan
 
 OBJECTS = Path(__file__).parent / "objects"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "energypolicy.md"
 MODELS = {model.KIND: model for model in (EnergyPolicy, NodeEnergyPlan)}
 
 
@@ -88,6 +89,12 @@ def test_a_bad_object_is_refused_with_one_sentence(api, path):
 @pytest.mark.parametrize("path", paths("good"))
 def test_its_good_twin_is_taken(api, path):
     assert api.refusal(yaml.safe_load(path.read_text())) == []
+
+
+def test_the_policy_of_the_reference_page_is_taken(api):
+    page = PAGE.read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert api.refusal(yaml.safe_load(example)) == []
 
 
 def test_every_bad_object_has_a_good_twin():

@@ -91,7 +91,7 @@ class Structural:
             node |= self._number(schema, rules)
         # Pydantic sorts the keys of extras; a rule reads better before its sentence.
         rules += [{"rule": rule["rule"], **rule} for rule in schema.get(CEL_RULES, [])]
-        if rules:
+        if rules and self.side == "spec":
             node[CEL_RULES] = rules
         return node
 
@@ -163,10 +163,8 @@ class Structural:
         operators = {"minimum": ">=", "maximum": "<="}
         rule = " && ".join(f"self {operators[key]} {literal(bound)}" for key, bound in bounds.items())
         unit = f" {schema[UNIT]}" if UNIT in schema else ""
-        words = bounds_in_words(schema)
-        words = words[0].lower() + words[1:]
-        outside = words.removeprefix("from ") if len(bounds) == 2 else words
-        rules.append(cel_rule(rule, f"%s{unit} is outside {outside}: give a value {words}", "self"))
+        beyond, within = _range_in_words(schema)
+        rules.append(cel_rule(rule, f"%s{unit} is {beyond}: give {within}", "self"))
         return {}
 
 
@@ -203,13 +201,21 @@ def bounds_in_words(schema: JsonObject) -> str:
     """What a number or word may be, as the last sentence of its description; empty when there is no bound."""
     if words := words_of(schema):
         return f"{'One of' if len(words) > 1 else 'Only'} {', '.join(words)}"
+    if "minimum" not in schema and "maximum" not in schema:
+        return ""
+    within = _range_in_words(schema)[1].removeprefix("a value ")
+    return within[0].upper() + within[1:]
+
+
+def _range_in_words(schema: JsonObject) -> tuple[str, str]:
+    """How a number beyond its bounds lies to them, and what is to be given instead."""
     unit = f" {schema[UNIT]}" if UNIT in schema else ""
     low, high = schema.get("minimum"), schema.get("maximum")
-    if low is not None and high is not None:
-        return f"From {low:.15g} to {high:.15g}{unit}" if isinstance(low, float) else f"From {low} to {high}{unit}"
-    if low is not None:
-        return f"At least {low}{unit}"
-    return f"At most {high}{unit}" if high is not None else ""
+    if high is None:
+        return f"below {low}{unit}", f"at least {low}{unit}"
+    if low is None:
+        return f"above {high}{unit}", f"at most {high}{unit}"
+    return f"outside {low} to {high}{unit}", f"a value from {low} to {high}{unit}"
 
 
 def structural_schema(model: type[BaseModel]) -> JsonObject:
