@@ -287,12 +287,18 @@ class KubeApi:
             sock_read=self._watch_silence,
         )
         async with self._answer("GET", resource, path, params=params, limits=limits) as response:
-            async for line in lines_of(response.content, f"WATCH {path}"):
-                event: JsonObject = json.loads(line)
-                if event.get("type") == "ERROR":
-                    status: JsonObject = event.get("object") or {}
-                    raise error_from_status(int(status.get("code") or 500), status, f"WATCH {path}")
-                yield event
+            connection = response.connection
+            try:
+                async for line in lines_of(response.content, f"WATCH {path}"):
+                    event: JsonObject = json.loads(line)
+                    if event.get("type") == "ERROR":
+                        status: JsonObject = event.get("object") or {}
+                        raise error_from_status(int(status.get("code") or 500), status, f"WATCH {path}")
+                    yield event
+            finally:
+                # Cut, not closed: the TLS goodbye of a stream left half-way may take longer than our own `close`.
+                if connection is not None and connection.transport is not None:
+                    connection.transport.abort()
 
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject:
         """See `KubeWriter.create`; the namespace is `metadata.namespace`."""
@@ -385,7 +391,7 @@ class KubeApi:
         body: JsonObject = {
             "apiVersion": EVENTS.api_version,
             "kind": "Event",
-            "metadata": {"generateName": f"{regarding['name'][:200]}.", "namespace": namespace},
+            "metadata": {"generateName": f"{regarding['name'][:200]}-", "namespace": namespace},
             "eventTime": rfc3339_micro(now),
             "type": kind,
             "reason": reason,

@@ -54,7 +54,7 @@ class GoneError(KubeError):
 
 
 class InvalidError(KubeError):
-    """400 or 422: the object is refused by schema, CEL or strict field validation."""
+    """400, 422, or 500 from apply: the object is refused by schema, CEL or strict field validation."""
 
 
 class TooManyRequestsError(KubeError):
@@ -98,6 +98,9 @@ def error_from_status(
         kind = AlreadyExistsError
     elif reason in {"Expired", "Gone"}:
         kind = GoneError
+    elif status == 500 and "failed to create typed patch object" in message:
+        # What server-side apply answers to an unknown field (tried on 1.36.2): our fault, no use in trying again.
+        kind = InvalidError
     if retry_after_seconds is None:
         details = body.get("details") or {}
         retry_after_seconds = details.get("retryAfterSeconds")

@@ -9,8 +9,9 @@ What a reader may rely on:
 * `store` is incomplete until `synced`; afterwards no object that exists is missing for longer than the API server
   takes to say so, and none that is gone survives the next list;
 * with the API server gone the last known state stays, `stale` says so, and `last_event_age_seconds` says how old;
-* a stream that broke is resumed; one that cannot be opened again leads to a list, also because an etcd restored from
-  a backup must not be followed from a version of its former future.
+* a stream that broke is resumed; one that cannot be opened again, or that said nothing before it broke, leads to a
+  list. Else an etcd restored from a backup would be followed from a version of its former future: the API server
+  (1.36.2) accepts such a watch and is silent until that version comes round again.
 """
 
 from __future__ import annotations
