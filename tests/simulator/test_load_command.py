@@ -70,6 +70,7 @@ def test_requests_that_fail_are_named_and_make_the_status_1(engine, tmp_path):
         (("--endpoint", "http://a", "--selector", "app=chat"), "give either --selector or --endpoint"),
         (("--endpoint", "http://a", "--trace", "none.csv"), "none.csv: No such file"),
         (("--endpoint", "http://a", "--speed", "0"), "the speed is 0"),
+        (("--endpoint", "http://a", "--out", "none/out.json"), "there is no such directory"),
     ],
 )
 def test_a_wrong_command_line_ends_with_a_sentence_and_status_2(words, message, tmp_path):

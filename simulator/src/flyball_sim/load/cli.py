@@ -69,6 +69,9 @@ def run(args: argparse.Namespace) -> int:
     if bool(args.selector) == bool(args.endpoint):
         print("flyball-sim load: give either --selector or --endpoint", file=sys.stderr)
         return 2
+    if args.out is not None and not args.out.absolute().parent.is_dir():
+        print(f"flyball-sim load: --out {args.out}: there is no such directory, make it first", file=sys.stderr)
+        return 2
     try:
         requests = workload.requests()
         result = asyncio.run(_replay(args, requests))
