@@ -142,6 +142,7 @@ class Kubelet:
         self._status_dirty = asyncio.Event()
         self._node_status: Mapping[str, Any] | None = None
         self._node_uid = ""
+        self._registered = asyncio.Event()
         self._ready = False
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -219,6 +220,7 @@ class Kubelet:
             node = await self._api.apply(NODES, node_body(self._identity), field_manager=FIELD_MANAGER)
             self._node_status = node.get("status") or {}
             self._node_uid = node["metadata"]["uid"]
+            self._registered.set()
         status = node_status(self._identity, ready, self._clock.now(), self._node_status)
         body = {
             "apiVersion": "v1",
@@ -232,15 +234,15 @@ class Kubelet:
         self._status_dirty.set()
 
     async def _renew_lease(self) -> None:
+        await self._registered.wait()
         while True:
-            wait = RETRY_SECONDS
-            if self._node_uid:
-                try:
-                    body = lease_body(self._options.name, self._node_uid, self._clock.now())
-                    await self._api.apply(LEASES, body, field_manager=FIELD_MANAGER)
-                    wait = LEASE_RENEW_SECONDS
-                except KubeError as error:
-                    self._log.warning("lease_not_renewed", why=str(error))
+            try:
+                body = lease_body(self._options.name, self._node_uid, self._clock.now())
+                await self._api.apply(LEASES, body, field_manager=FIELD_MANAGER)
+                wait = LEASE_RENEW_SECONDS
+            except KubeError as error:
+                self._log.warning("lease_not_renewed", why=str(error))
+                wait = RETRY_SECONDS
             await self._clock.sleep(wait)
 
     # -- pods ------------------------------------------------------------------------------------------------
