@@ -407,6 +407,18 @@ def test_a_liveness_probe_that_fails_restarts_the_container(here):
     )
 
 
+def test_a_pods_events_tell_its_life(here):
+    here.apply(pod("story", SLEEP))
+    here.wait("ready", "pod", "story", is_ready)
+    here.kubectl("delete", "pod", "story", "--timeout=20s")
+
+    def reasons():
+        events = json.loads(here.kubectl("get", "events", "-o", "json").stdout)["items"]
+        return {each["reason"] for each in events if each["involvedObject"]["name"] == "story"}
+
+    here.eventually("the events", lambda: reasons() >= {"Scheduled", "Started", "Killing"}, 10)
+
+
 def test_an_image_nobody_knows_is_explained(here):
     odd = pod("odd")
     del odd["spec"]["containers"][0]["command"]

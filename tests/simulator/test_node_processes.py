@@ -132,3 +132,22 @@ async def test_a_container_runs_as_the_user_it_names(table, tmp_path, gid):
     assert await process.wait() == 0, (tmp_path / "log").read_text()
     expected = [65532, gid, [7]] if identity else [os.getuid(), os.getgid(), os.getgroups()]
     assert (tmp_path / "log").read_text().strip() == str(expected)
+
+
+async def test_a_program_behind_a_link_in_a_closed_directory_can_be_reached(sweeper, tmp_path):
+    if os.geteuid() != 0:
+        # Nobody else changes users, so nothing is closed to the node's containers that is open to the node.
+        assert interpreter_directories()
+        return
+    closed = tmp_path / "closed"
+    real = closed / "real"
+    real.mkdir(parents=True)
+    (real / "word").write_text("found")
+    (closed / "link").symlink_to(real)
+    closed.chmod(0o700)
+    table = ProcessTable(sweeper, [*interpreter_directories(), closed / "link"])
+    read = spec(tmp_path, "cat", str(closed / "link/word"), str(real / "word"), identity=Identity(65532, 65532))
+    assert await table.start(ProcessSpec(read.argv, ENV, "/", read.identity), tmp_path / "log").wait() == 0
+    assert (tmp_path / "log").read_text() == "foundfound"
+    hidden = ProcessSpec(("cat", str(closed / "no")), ENV, "/", read.identity)
+    assert await table.start(hidden, tmp_path / "log").wait() == 1

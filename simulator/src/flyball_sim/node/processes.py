@@ -139,7 +139,8 @@ class ProcessTable:
 
     def __init__(self, sweeper: Sweeper, reachable: Sequence[Path]) -> None:
         self._sweeper = sweeper
-        self._reachable = [Path(os.path.realpath(path)) for path in reachable]
+        # By both names: a path may lead through a symbolic link that stands in a closed directory itself.
+        self._reachable = [Path(name) for path in reachable for name in {str(path), os.path.realpath(path)}]
         self._veils: dict[Identity, dict[str, list[str]]] = {}
 
     def start(self, spec: ProcessSpec, log: Path) -> RunningProcess:
@@ -188,7 +189,11 @@ class ProcessTable:
 def interpreter_directories() -> list[Path]:
     """Directories this Python and its packages live in."""
     found = [Path(path) for path in (sys.prefix, sys.base_prefix, *sys.path) if path]
-    return [path for path in found if path.is_dir()]
+    program = Path(sys.executable)
+    while program.is_symlink():
+        program = program.parent / program.readlink()
+        found.append(program.parent.parent)
+    return [path.absolute() for path in found if path.is_dir()]
 
 
 def veils_for(identity: Identity, needed: Sequence[Path]) -> dict[str, list[str]]:
