@@ -6,6 +6,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/flyball
 UV := $(or $(shell command -v uv 2>/dev/null),$(CACHE)/uv/bin/uv)
 PYTHON ?= python3
 export UV_PYTHON_DOWNLOADS := never
+export UV
 
 # Options of `make demo`.
 TRACE ?= generated

@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, choices=(3, 4, 5, 6), default=3, help="simulated nodes with 8 GPUs each")
     parser.add_argument("--seconds", type=float, default=90.0, help="length of the Observe and of the Enforce phase")
     parser.add_argument("--cut-seconds", type=float, default=45.0, help="length of the phase with the budget cut")
-    parser.add_argument("--rate", type=float, default=3.0, help="thin the trace to at most this many requests a second")
+    parser.add_argument("--rate", type=float, default=6.0, help="thin the trace to at most this many requests a second")
     parser.add_argument("--seed", type=int, default=1, help="seed of the trace and of its thinning")
     parser.add_argument("--keep", action="store_true", help="leave everything running at the end, until Ctrl-C")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="directory for the report")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-LATENESS = "flyball_sim_request_lateness_seconds_total"
+LATENESS = "flyball_sim_request_lag_seconds_total"
 SERVED = "flyball_sim_request_seconds_total"
 
 
