@@ -196,3 +196,44 @@ def test_after_a_start_a_lease_that_was_not_yet_seen_to_move_proves_nothing(worl
     assert world.policies["p"].status == status, "which is no news about the policy"
     assert set(world.caps().values()) == {400}
     assert Liveness.SETTLING != Liveness.UNKNOWN
+
+
+def test_a_raise_that_was_not_read_back_counts_although_the_old_cap_is_still_what_was_read(world):
+    world.add(budget_of(1600))
+    world.settle()
+    world.add(replace(budget_of(2400, generation=2), status=world.policies["p"].status))
+    world.tick()
+    world.nodes["n0"].seen = world.plans["n0"].spec
+    world.nodes["n0"].carry_out()
+    world.add(replace(budget_of(1600, generation=3), status=world.policies["p"].status))
+    world.tick()
+    world.tick()
+    assert set(world.caps().values()) == {400}
+    assert ledger_of(world).in_flight_watts == 2400
+    assert ledger_of(world).deficit_watts == 800
+
+
+def test_the_acknowledgement_of_an_earlier_grant_says_nothing_about_the_present_one(world):
+    world.add(budget_of(2000))
+    world.settle()
+    world.add(replace(budget_of(1200, generation=2), status=world.policies["p"].status))
+    world.tick()
+    world.report("n0")
+    world.report("n1")
+    world.tick()
+    assert ledger_of(world).enforced_watts == 0
+    assert ledger_of(world).in_flight_watts == 2000
+
+
+def test_watts_that_a_reset_put_on_a_card_are_no_room_for_a_raise(world):
+    world.add(budget_of(1600))
+    world.settle(rounds=12)
+    for card in world.nodes["n0"].cards:
+        card.cap, card.draw, card.cap_limited = CAP_MAX, CAP_MAX, True
+    for card in world.nodes["n1"].cards:
+        card.draw = 80
+    world.start_agent("n0")
+    for _ in range(6):
+        world.report("n0")
+        world.tick(16.0)
+    assert world.caps()["GPU-0-0"] == 400

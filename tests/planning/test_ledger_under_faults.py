@@ -14,6 +14,10 @@ from flyball_operator.state import Memory
 
 NODES = ["n0", "n1", "n2"]
 nodes = st.sampled_from(NODES)
+budgets = st.sampled_from([600, 1300, 1800, 2400, 3600, 4200])
+some_nodes = st.sampled_from([frozenset(), frozenset({"n0"}), frozenset({"n1", "n2"}), frozenset(NODES)])
+fates = st.lists(st.sampled_from(["done", "lost", "late"]), max_size=3)
+"""What becomes of the writes of one plan, in their order; those not named are done."""
 
 
 class FaultyCluster(RuleBasedStateMachine):
@@ -32,7 +36,7 @@ class FaultyCluster(RuleBasedStateMachine):
         self.reset: dict[str, int] = {}
         self.limit: int | None = None
 
-    @initialize(watts=st.integers(1200, 4200), reserve=st.none() | st.integers(0, 400))
+    @initialize(watts=budgets, reserve=st.none() | st.integers(0, 400))
     def policy(self, watts, reserve):
         self.set_budget(watts, reserve)
 
@@ -42,14 +46,12 @@ class FaultyCluster(RuleBasedStateMachine):
         new = policy_of(powerBudget=power, generation=self.generation)
         self.world.add(replace(new, status=old.status) if old else new)
 
-    @rule(watts=st.integers(600, 4200), reserve=st.none() | st.integers(0, 400))
+    @rule(watts=budgets, reserve=st.none() | st.integers(0, 400))
     def the_budget_changes(self, watts, reserve):
         self.generation += 1
         self.set_budget(watts, reserve)
 
-    @rule(
-        seconds=st.sampled_from([0.1, 2.0, 12.0]), fates=st.lists(st.sampled_from(["done", "lost", "late"]), max_size=4)
-    )
+    @rule(seconds=st.sampled_from([0.1, 2.0, 12.0]), fates=fates)
     def the_operator_plans(self, seconds, fates):
         world = self.world
         world.seconds += seconds
@@ -79,17 +81,36 @@ class FaultyCluster(RuleBasedStateMachine):
                 self.an_agent_reports(node)
             self.the_operator_plans(seconds=0.5, fates=[])
 
-    @rule(busy=nodes, idle=nodes)
-    def load_moves_from_one_node_to_another(self, busy, idle):
-        """And needs have been low for long enough to be believed."""
+    @rule(
+        busy=nodes,
+        idle=nodes,
+        turns=st.lists(st.tuples(fates, some_nodes, some_nodes), min_size=2, max_size=5),
+    )
+    def load_moves_while_some_act_and_some_report(self, busy, idle, turns):
         for node, draw, limited in ((idle, 80, False), (busy, 690, True)):
             for card in self.world.nodes[node].cards:
                 card.draw, card.cap_limited = min(draw, card.cap), limited
             self.an_agent_reports(node)
-        for _ in range(4):
-            self.the_operator_plans(seconds=11.0, fates=[])
+        self.some_act_and_some_report(turns, seconds=16.0)
+
+    @rule(
+        watts=budgets,
+        turns=st.lists(st.tuples(fates, some_nodes, some_nodes), min_size=1, max_size=4),
+    )
+    def the_budget_moves_while_some_act_and_some_report(self, watts, turns):
+        self.the_budget_changes(watts, 0)
+        self.some_act_and_some_report(turns, seconds=0.5)
+
+    def some_act_and_some_report(self, turns, seconds):
+        for fate, acting, reporting in turns:
             for node in NODES:
                 self.world.beat(node)
+            self.the_operator_plans(seconds, fate)
+            for node in acting:
+                self.a_spec_reaches_an_agent(node)
+                self.an_agent_carries_out_what_it_has_seen(node)
+            for node in reporting:
+                self.an_agent_reports(node)
 
     def nothing_is_raised(self, writes):
         before = self.world.entries()
@@ -194,5 +215,5 @@ class FaultyCluster(RuleBasedStateMachine):
         assert len(caps) <= 1
 
 
-FaultyCluster.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+FaultyCluster.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
 TestLedgerUnderFaults = FaultyCluster.TestCase
