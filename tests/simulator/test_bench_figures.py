@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from flyball_sim.bench.figures import core_percent, count_writes, percentile, process_figures
 
 
