@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -13,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 import yaml
 from aiohttp import web
 
+from flyball_agent.actuator.device import DeviceError, Identity, Sample
 from flyball_sim.gpu.driver import GpuDriver
 from flyball_sim.gpu.library import build_library
 from flyball_sim.gpu.statefile import GpuStateFile
@@ -38,8 +40,6 @@ class FakeCard:
     """A `Device` that does what it is told, remembers it, and fails where a test says so."""
 
     def __init__(self, uuid="GPU-1", *, mig=False, clocks=tuple(range(345, 1981, 15))):
-        from flyball_agent.actuator.device import Identity
-
         self.identity = Identity(uuid, 0, "NVIDIA H100 80GB HBM3", 200.0, 700.0, 700.0, clocks, mig)
         self.calls = []
         self.requested = 700.0
@@ -55,8 +55,6 @@ class FakeCard:
         self.fail = {}  # method -> NVML return code
 
     def _call(self, name, *arguments):
-        from flyball_agent.actuator.device import DeviceError
-
         self.calls.append((name, *arguments))
         if name in self.fail:
             raise DeviceError(self.fail[name], name, "injected")
@@ -88,8 +86,6 @@ class FakeCard:
         self.sm_mhz = 1980
 
     def sample(self):
-        from flyball_agent.actuator.device import Sample
-
         self._call("sample")
         requested, enforced = self.requested, self.in_force
         if self.out_of_band is not None:
@@ -194,7 +190,10 @@ class FakeEngine:
                 f'vllm:{name}_bucket{{{labels},le="{"+Inf" if bound == float("inf") else bound}"}} {count}'
                 for bound, count in self.first_tokens.items()
             ]
-            rows += [f"vllm:{name}_sum{{{labels}}} 1.5", f"vllm:{name}_count{{{labels}}} {max(self.first_tokens.values())}"]
+            rows += [
+                f"vllm:{name}_sum{{{labels}}} 1.5",
+                f"vllm:{name}_count{{{labels}}} {max(self.first_tokens.values())}",
+            ]
             lines[name] = "\n".join(rows)
         kept = [text for name, text in lines.items() if name not in self.without]
         return ("# HELP vllm:num_requests_running Requests.\n" + "\n".join(kept) + "\n").encode()
@@ -443,7 +442,7 @@ class AgentNode:
                 self.gpus[index].write_load(0.6, 0.5, 1.0, time.monotonic_ns(), os.getpid())
             self._driver.tick()
 
-    def start_actuator(self, *arguments, wait=True, environment=None, preexec=None, agent_uid=None):
+    def start_actuator(self, *arguments, wait=True, environment=None, agent_uid=None):
         command = [
             BIN / "flyball-actuator",
             f"--socket={self.socket}",
@@ -456,7 +455,7 @@ class AgentNode:
         ]
         if wait:
             self.socket.unlink(missing_ok=True)
-        started = self._start(command, environment, preexec)
+        started = self._start(command, environment)
         deadline = time.monotonic() + 15
         while wait and not self._answers():
             assert started.poll() is None, self.log()
@@ -488,14 +487,12 @@ class AgentNode:
             f"--service-account-dir={self.directory / 'none'}",
             *arguments,
         ]
-        return self._start(command, None, None)
+        return self._start(command, None)
 
-    def _start(self, command, environment, preexec):
+    def _start(self, command, environment):
         values = {**os.environ, "FLYBALL_NVML_STATE": str(self.state.path), **(environment or {})}
         with self.log_path.open("ab") as log:
-            started = subprocess.Popen(
-                [str(part) for part in command], env=values, stdout=log, stderr=log, preexec_fn=preexec
-            )
+            started = subprocess.Popen([str(part) for part in command], env=values, stdout=log, stderr=log)
         self.processes.append(started)
         return started
 
@@ -523,9 +520,6 @@ class AgentNode:
         return engine
 
     def get(self, path):
-        import urllib.error
-        import urllib.request
-
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()

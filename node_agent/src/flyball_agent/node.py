@@ -305,10 +305,12 @@ class NodeControl:
         if cap is not None and outcome.setpoint.cap_watts is not None:
             cap = min(cap, outcome.setpoint.cap_watts)
         policy = self._plan.policies[entry.policy]
+        # The actuator gave up the clocks of this card: the cap is still held, and acknowledged, without them.
+        armed = gpu.report is None or gpu.report["armed"]
         return Command(
             gpu.uuid,
             "set",
-            sm_mhz=outcome.setpoint.sm_mhz,
+            sm_mhz=outcome.setpoint.sm_mhz if armed else None,
             cap_watts=cap,
             ceiling_watts=entry.cap_watts,
             lease_seconds=policy.fail_safe.actuator_lease_seconds,

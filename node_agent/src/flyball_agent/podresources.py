@@ -111,16 +111,20 @@ def decode_list(raw: bytes) -> Iterator[tuple[Holder, str]]:
         containers = []
         for number, content in _messages(pod):
             if number == 1:
-                name = bytes(content).decode()
+                name = _text(content)
             elif number == 2:
-                namespace = bytes(content).decode()
+                namespace = _text(content)
             elif number == 3:
                 containers.append(content)
         for container in containers:
-            holder = Holder(namespace, name, "".join(bytes(text).decode() for _, text in _only(container, 1)))
+            holder = Holder(namespace, name, "".join(_text(text) for _, text in _only(container, 1)))
             for _, devices in _only(container, 2):
                 for _, device in _only(devices, 2):
-                    yield holder, bytes(device).decode()
+                    yield holder, _text(device)
+
+
+def _text(content: memoryview) -> str:
+    return bytes(content).decode(errors="replace")
 
 
 def _only(raw: memoryview, wanted: int) -> Iterator[tuple[int, memoryview]]:

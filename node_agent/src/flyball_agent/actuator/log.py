@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -43,5 +44,6 @@ class Log:
             line = json.dumps({**fields, "event": event, "level": level, "timestamp": stamp}, default=str)
         else:
             line = f"{stamp} [{level}] {event} " + " ".join(f"{key}={value}" for key, value in fields.items())
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        with contextlib.suppress(OSError):  # a full disk under the log must not keep locks from being reset
+            self._stream.write(line + "\n")
+            self._stream.flush()
