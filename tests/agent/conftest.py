@@ -463,7 +463,7 @@ class AgentNode:
             time.sleep(0.01)
         return started
 
-    def start_agent(self, *arguments):
+    def _kubeconfig(self):
         kubeconfig = self.directory / "kubeconfig"
         kubeconfig.write_text(
             yaml.safe_dump(
@@ -475,6 +475,9 @@ class AgentNode:
                 }
             )
         )
+        return kubeconfig
+
+    def start_agent(self, *arguments, kubeconfig=None):
         self.http_port = _free_port()
         command = [
             BIN / "flyball-agent",
@@ -483,7 +486,7 @@ class AgentNode:
             f"--port={self.http_port}",
             f"--actuator-socket={self.socket}",
             f"--podresources-socket={self.relay}",
-            f"--kubeconfig={kubeconfig}",
+            f"--kubeconfig={kubeconfig or self._kubeconfig()}",
             f"--service-account-dir={self.directory / 'none'}",
             *arguments,
         ]
