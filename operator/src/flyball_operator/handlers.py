@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import kopf
 import structlog
+from kopf._core.engines import peering  # Identity is not exported
 
 from flyball_api.energypolicy import EnergyPolicy
 from flyball_api.kube_credentials import KubeCredentials
@@ -135,6 +136,8 @@ class PolicyFeed:
             settings=settings_of(),
             clusterwide=True,
             standalone=True,
+            # Only peering needs it. Left out, kopf asks for the user's name, and a container's uid has none.
+            identity=peering.Identity("flyball"),
             stop_flag=self._stop,
         )
 
