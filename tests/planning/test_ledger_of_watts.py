@@ -237,3 +237,17 @@ def test_watts_that_a_reset_put_on_a_card_are_no_room_for_a_raise(world):
         world.report("n0")
         world.tick(16.0)
     assert world.caps()["GPU-0-0"] == 400
+
+
+def test_in_a_deficit_no_cap_goes_up_even_within_what_its_gpu_is_charged(world):
+    world.add(budget_of(1600))
+    world.settle(rounds=3, seconds=0.3)
+    assert world.entries()["GPU-0-0"].ceiling_watts == CAP_MAX, "not yet brought down"
+    for card in world.nodes["n0"].cards:
+        card.draw, card.cap_limited = 400, True
+    world.start_agent("n0")
+    world.report("n0")
+    for _ in range(4):
+        world.tick(16.0)
+    assert ledger_of(world).deficit_watts > 0
+    assert world.caps()["GPU-0-0"] == 400

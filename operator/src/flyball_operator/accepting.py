@@ -56,6 +56,9 @@ def _status(raw: Mapping[str, Any]) -> EnergyPolicyStatus:
 def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     path = ".".join(["spec", *(str(part) for part in first["loc"])])
+    if first["type"] == "value_error":
+        # Our own rules: the sentence names value, bound and mend already.
+        return f"{path}: {first['msg'].removeprefix('Value error, ')}"
     given = first.get("input")
     value = "" if isinstance(given, Mapping | list) else f" (given: {given!r})"
     return f"{path}: {first['msg']}{value}; mend that field, or upgrade the operator if it is newer than it"

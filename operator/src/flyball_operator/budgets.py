@@ -89,9 +89,9 @@ def budget(
     ledger = balance(power.watts, reserve, [*charges, *leaving, *members.pods])
     available = max(floors, power.watts - reserve - sum(entry.watts - entry.beyond_grant_watts for entry in leaving))
     aims, remembered = _aims(members, groups, available, needs=needs, memory=memory, now_seconds=now_seconds)
-    free = ledger.free_watts if raises_allowed and not members.unknown_product and not ledger.deficit_watts else 0
+    raises = raises_allowed and not members.unknown_product and not ledger.deficit_watts
     in_flight = any(entry.state is ChargeState.IN_FLIGHT for entry in (*charges, *leaving))
-    caps = _grant(members, groups, aims, free, whole_raises_only=in_flight)
+    caps = _grant(members, groups, aims, ledger.free_watts if raises else None, whole_raises_only=in_flight)
     return Budgeting(
         ledger=ledger,
         caps=caps,
@@ -206,12 +206,22 @@ def _grant(
     members: Members,
     groups: Sequence[Group],
     aims: Mapping[str, int],
-    free_watts: int,
+    free_watts: int | None,
     *,
     whole_raises_only: bool,
 ) -> dict[GpuKey, int]:
-    """Caps to write now: cuts at once, raises as far as free watts go, in the order of group keys."""
+    """Caps to write now: cuts at once, raises as far as free watts go, in the order of group keys.
+
+    Args:
+        members: the GPUs.
+        groups: in the order of their keys.
+        aims: where the caps are to go.
+        free_watts: not promised to anyone; None: no cap goes up, not even within what the GPU is charged already,
+            for in a deficit those watts are not all there.
+        whole_raises_only: cuts are under way, so a raise that can only be paid in part waits for them.
+    """
     caps: dict[GpuKey, int] = {}
+    may_raise, free_watts = free_watts is not None, free_watts or 0
     for group in groups:
         gpus = members.groups[group.key]
         aim = aims[group.key]
@@ -220,8 +230,10 @@ def _grant(
         def cost(cap: int, held: Sequence[int] = held) -> int:
             return sum(max(0, cap - watts) for watts in held)
 
+        current = common_cap(gpus)
+        if current is not None and not may_raise:
+            aim = min(aim, current)
         if cost(aim) > free_watts:
-            current = common_cap(gpus)
             free_of_charge = min(held) if current is None else current
             step = free_watts // group.size
             partial = free_of_charge + step

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flyball_api.energypolicy import EnergyPolicyStatus, Ledger
-from flyball_api.nodeenergyplan import NodeEnergyPlanSpec
+from flyball_api.nodeenergyplan import NodeEnergyPlanSpec, PlanGpu
 from flyball_operator import attainment, budgets, statuses
 from flyball_operator.attainment import Evidence
 from flyball_operator.budgets import Budgeting, Members
 from flyball_operator.conditions import Report, troubles_of
 from flyball_operator.fleet import Fleet, Gpu, Liveness, product_max_watts, view
-from flyball_operator.grants import Decisions, must_release, next_entry, next_spec, same_grants, same_spec, used_grants
+from flyball_operator.grants import Decisions, must_release, next_spec, same_grants, same_spec, used_grants
 from flyball_operator.state import ClusterState, DivisionMemory, Instant, Memory, Policy, Sample, Switch
 from flyball_operator.statuses import PolicyEvent
 from flyball_operator.targets import GpuKey, PolicyTargets, Target, Targets, find, is_alive, unknown_gpus_watts
@@ -132,10 +132,12 @@ class _Planning:
         caps = {key: cap for entry in budgetings.values() for key, cap in entry.caps.items()}
         decisions = Decisions(self._targets.by_gpu, state.policies, caps, held)
         writing = state.switch is not Switch.STOPPED
-        plans, grants = self._plans(decisions) if writing else ((), state.memory.grants)
+        specs = self._specs(decisions)
+        plans = self._plans(specs) if writing else ()
+        wanted = {(name, entry.uuid): entry for name, spec in specs.items() for entry in spec.gpus}
         samples = self._samples()
         reports = {
-            name: self._report(policy, budgetings.get(name), decisions, samples)
+            name: self._report(policy, budgetings.get(name), wanted, samples)
             for name, policy in sorted(state.policies.items())
         }
         writes, events = self._statuses(reports)
@@ -147,7 +149,7 @@ class _Planning:
                 key: at for key, at in state.memory.event_seconds.items() if moment - at < statuses.EVENT_SECONDS
             }
             | {(event.uid, event.reason): moment for event in events},
-            grants=grants,
+            grants=self._grants(specs) if writing else state.memory.grants,
             plan_seconds={name: at for name, at in state.memory.plan_seconds.items() if name in state.plans}
             | {entry.name: moment for entry in plans},
         )
@@ -229,15 +231,27 @@ class _Planning:
             if node.gpus > 0 and name not in state.plans
         )
 
-    def _plans(self, decisions: Decisions) -> tuple[tuple[ApplyPlan, ...], Mapping[str, int]]:
+    def _specs(self, decisions: Decisions) -> dict[str, NodeEnergyPlanSpec]:
+        """What every plan should say."""
+        remembered = self._state.memory.grants
+        return {
+            name: next_spec(node, decisions, self._state.leader_epoch, remembered.get(name, 0))
+            for name, node in self._fleet.nodes.items()
+        }
+
+    def _grants(self, specs: Mapping[str, NodeEnergyPlanSpec]) -> dict[str, int]:
+        """The highest grant number of every plan, those about to be written included."""
+        remembered = self._state.memory.grants
+        return {
+            name: max([remembered.get(name, 0), used_grants(node), *(entry.grant for entry in specs[name].gpus)])
+            for name, node in self._fleet.nodes.items()
+        }
+
+    def _plans(self, specs: Mapping[str, NodeEnergyPlanSpec]) -> tuple[ApplyPlan, ...]:
         state, moment = self._state, self._now.monotonic_seconds
         writes: list[ApplyPlan] = []
-        grants: dict[str, int] = {}
         for name, node in self._fleet.nodes.items():
-            highest = max(state.memory.grants.get(name, 0), used_grants(node))
-            spec = next_spec(node, decisions, state.leader_epoch, highest)
-            grants[name] = max([highest, *(entry.grant for entry in spec.gpus)])
-            old = node.plan.spec
+            spec, old = specs[name], node.plan.spec
             if same_spec(old, spec):
                 continue
             if same_grants(old, spec):
@@ -249,7 +263,7 @@ class _Planning:
             else:
                 why = "grant" if old.leader_epoch == spec.leader_epoch else "fence"
             writes.append(ApplyPlan(name, node.plan.resource_version, spec, why))
-        return tuple(writes), grants
+        return tuple(writes)
 
     def _finalizers(self) -> tuple[SetFinalizer, ...]:
         found = []
@@ -287,7 +301,7 @@ class _Planning:
         self,
         policy: Policy,
         budgeting: Budgeting | None,
-        decisions: Decisions,
+        wanted: Mapping[GpuKey, PlanGpu],
         samples: Mapping[tuple[str, str], tuple[Sample, ...]],
     ) -> Report:
         name = policy.name
@@ -299,7 +313,7 @@ class _Planning:
             targets=targets,
             entries=entries,
             budgeting=budgeting,
-            pending=[gpu for gpu in targets.gpus if self._pending(gpu, decisions)],
+            pending=[gpu for gpu in targets.gpus if self._pending(gpu, wanted.get(gpu.key))],
             enforced_gpus=sum(
                 gpu.acknowledged and gpu.entry is not None and gpu.entry.action == "Enforce" for gpu in entries
             ),
@@ -313,15 +327,15 @@ class _Planning:
             evidence=self._evidence(policy, samples),
         )
 
-    def _pending(self, gpu: Gpu, decisions: Decisions) -> bool:
-        target: Target = decisions.targets[gpu.key]
-        wanted = next_entry(gpu, decisions)
+    def _pending(self, gpu: Gpu, wanted: PlanGpu | None) -> bool:
+        """Its entry is not yet what it should be, or is not yet read back."""
+        target: Target = self._targets.by_gpu[gpu.key]
         entry = gpu.entry
-        if entry is None or wanted is None or entry.policy != target.policy or entry.action != target.action:
+        if entry is None or wanted is None or entry.grant != wanted.grant:
             return True
-        if target.action == "Observe":
-            return False
-        return entry.cap_watts != wanted.cap_watts or not gpu.acknowledged
+        if (entry.policy, entry.action) != (target.policy, target.action):
+            return True
+        return entry.action == "Enforce" and not gpu.acknowledged
 
     def _dark_nodes(self, targets: PolicyTargets, entries: Sequence[Gpu]) -> list[str]:
         pods = self._state.pods
