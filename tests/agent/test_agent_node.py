@@ -6,9 +6,8 @@ import pytest
 
 from flyball_agent.controllers.base import UNLOCKED, Decision, GroupSetpoint
 from flyball_agent.controllers.registry import make_controller
-from flyball_agent.engines import Engine, EngineState
+from flyball_agent.facts import Allocation, Engine, EngineState, Holder
 from flyball_agent.node import NodeControl
-from flyball_agent.podresources import Allocation, Holder
 from flyball_agent.scanner import EngineSample
 from flyball_api.nodeenergyplan import NodeEnergyPlan
 

@@ -5,7 +5,8 @@ import contextlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flyball_agent.podresources import Holder, PodResourcesError, allocation_of
+from flyball_agent.facts import Holder
+from flyball_agent.podresources import PodResourcesError, allocation_of
 
 
 def varint(value):

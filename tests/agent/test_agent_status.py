@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from flyball_agent.controllers.registry import make_controller
+from flyball_agent.facts import Allocation, Holder
 from flyball_agent.node import NodeControl
-from flyball_agent.podresources import Allocation, Holder
 from flyball_agent.status import DrawMeter, build_status, due
 from flyball_api.nodeenergyplan import (
     Acknowledgement,

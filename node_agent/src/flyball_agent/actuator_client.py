@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
+from flyball_agent.facts import Report
+
 ANSWER_SECONDS: Final = 5.0
 """The actuator gives up a hanging NVML call after 2 s and says so, so a longer silence is a dead actuator."""
 _MAX_ANSWER_BYTES: Final = 1 << 20
-
-Report = dict[str, Any]
-"""What the actuator says of one GPU (`governor.Governor.report`)."""
 
 
 class ActuatorLostError(Exception):
@@ -32,12 +32,18 @@ class ActuatorRefusedError(Exception):
 class ActuatorClient:
     """One connection. Made by `connect`; lost once, lost for good.
 
+    Args:
+        reader: of the connection.
+        writer: of the connection.
+        on_lost: called once, when it is lost.
+
     Attributes:
         life: random id of this life of the actuator.
         boot_id: the node's boot.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_lost: Callable[[], None]) -> None:
+        self._on_lost = on_lost
         self._reader = reader
         self._writer = writer
         self._numbers = count(1)
@@ -49,7 +55,7 @@ class ActuatorClient:
         self.boot_id = ""
 
     @classmethod
-    async def connect(cls, socket: Path, session: str) -> ActuatorClient:
+    async def connect(cls, socket: Path, session: str, on_lost: Callable[[], None]) -> ActuatorClient:
         """Connect and say hello.
 
         Raises:
@@ -60,7 +66,7 @@ class ActuatorClient:
             reader, writer = await asyncio.open_unix_connection(str(socket), limit=_MAX_ANSWER_BYTES)
         except OSError as error:
             raise ActuatorLostError(f"{socket}: {error.strerror or error}") from error
-        client = cls(reader, writer)
+        client = cls(reader, writer, on_lost)
         try:
             welcome = await client.ask("hello", session=session)
         except BaseException:
@@ -137,6 +143,7 @@ class ActuatorClient:
             self._why = why
             self._lost.set()
             self._writer.close()
+            self._on_lost()
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(ActuatorLostError(self._why))

@@ -115,7 +115,6 @@ class Agent:
         self._written: NodeEnergyPlanStatus | None = None
         self._written_at = clock()
         self._beat_at = clock()
-        self._client: ActuatorClient | None = None
         self._sending: set[asyncio.Task[None]] = set()
 
     # -- news from the API server --------------------------------------------------------------------------
@@ -160,23 +159,25 @@ class Agent:
             while True:
                 self._beat_at = self._clock()
                 try:
-                    self._client = await ActuatorClient.connect(self._settings.actuator_socket, self._control.session)
+                    client = await ActuatorClient.connect(
+                        self._settings.actuator_socket, self._control.session, self._signals.control.set
+                    )
                 except (ActuatorLostError, ActuatorRefusedError) as error:
                     self._lost(str(error))
                     await self._sleep(backoff.next_seconds())
                     continue
                 backoff.reset()
                 self._counts.actuator_connections += 1
-                self._log.info("actuator connected", life=self._client.life)
-                self._control.take_actuator(self._client.life, self._client.boot_id)
+                self._log.info("actuator connected", life=client.life)
+                self._control.take_actuator(client.life, client.boot_id)
                 self._signals.both()
                 try:
-                    await self._control_through(self._client)
+                    await self._control_through(client)
                 except (ActuatorLostError, ActuatorRefusedError) as error:
                     self._log.error("actuator lost", reason=str(error))
                     self._lost(str(error))
                 finally:
-                    await self._client.close()
+                    await client.close()
         finally:
             for task in self._sending:
                 task.cancel()

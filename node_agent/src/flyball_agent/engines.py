@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
 import structlog
 
-from flyball_agent.scanner import EngineSample, PageScanner
+from flyball_agent.facts import Engine, EngineState
+from flyball_agent.scanner import PageScanner
 
 PERIOD_SECONDS: Final = 0.5
 TIMEOUT_SECONDS: Final = 2.0
@@ -22,46 +22,6 @@ _HEADERS: Final = {
     "Accept-Encoding": "identity",
     "User-Agent": "flyball-agent",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """Where an engine is scraped."""
-
-    host: str
-    port: int
-    path: str
-
-    @property
-    def url(self) -> str:
-        """Its metrics page."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}{self.path}"
-
-
-@dataclass(slots=True)
-class EngineState:
-    """The newest page of an engine.
-
-    Attributes:
-        since: monotonic seconds at which it was first wanted.
-        sample: the page; None before the first.
-        at: monotonic seconds of the page.
-        pages: how many were read.
-        failures: how many tries failed.
-        error: why the last try failed; empty after a success.
-    """
-
-    since: float
-    sample: EngineSample | None = None
-    at: float | None = None
-    pages: int = 0
-    failures: int = 0
-    error: str = ""
-
-    def age_seconds(self, now: float) -> float:
-        """Seconds since the last page, or since it was first wanted."""
-        return now - (self.since if self.at is None else self.at)
 
 
 class EngineScraper:

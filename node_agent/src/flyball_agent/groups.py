@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from flyball_agent.actuator_client import Report
 from flyball_agent.controllers.base import (
     UNLOCKED,
     ControlLimits,
@@ -17,7 +16,7 @@ from flyball_agent.controllers.base import (
     Observation,
 )
 from flyball_agent.counters import thresholds
-from flyball_agent.engines import Engine, EngineState
+from flyball_agent.facts import Engine, EngineState, Report
 from flyball_agent.scanner import METRIC_NAMES
 from flyball_api.energypolicy import Controller
 from flyball_api.nodeenergyplan import PlanGpu, PlanPolicy

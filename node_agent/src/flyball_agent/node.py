@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from flyball_agent.actuator_client import Report
 from flyball_agent.counters import PolicyAccount, thresholds
-from flyball_agent.engines import Engine, EngineState
+from flyball_agent.facts import Allocation, Engine, EngineState, Report
 from flyball_agent.groups import Group, GroupDriver, MakeController, Outcome, engine_of, groups_of, limits_of
-from flyball_agent.podresources import Allocation
 from flyball_api.nodeenergyplan import Acknowledgement, NodeEnergyPlan, PlanGpu, PlanPolicy, PolicyCounters
 
 FIRST_RETRY_SECONDS: Final = 1.0
@@ -392,13 +390,8 @@ class NodeControl:
         for name, account in self._accounts.items():
             patience = self._plan.policies[name].fail_safe.metrics_stale_seconds
             wanted = self._engines_of(name)
-            stale = [
-                engine
-                for engine in wanted
-                if engine not in engines
-                or engines[engine].sample is None
-                or engines[engine].age_seconds(now) > patience
-            ]
+            # An engine that has only just been asked for is not stale yet.
+            stale = [engine for engine in wanted if engine in engines and engines[engine].age_seconds(now) > patience]
             found.append(account.counters(now, len(wanted), len(stale)))
         return found
 

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +27,8 @@ from h2.events import (
 )
 from h2.exceptions import H2Error
 
+from flyball_agent.facts import Allocation, Holder
+
 LIST: Final = "/v1.PodResourcesLister/List"
 MAX_ANSWER_BYTES: Final = 16 << 20
 """As much as the kubelet itself sends at most (its server's limit)."""
@@ -36,30 +37,6 @@ _RECEIVE_BYTES: Final = 64 * 1024
 
 class PodResourcesError(Exception):
     """The kubelet was not reached, or did not say what was asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """A container that holds GPUs."""
-
-    namespace: str
-    pod: str
-    container: str
-
-
-@dataclass(frozen=True, slots=True)
-class Allocation:
-    """Who holds which GPU.
-
-    Attributes:
-        holders: by GPU UUID.
-        shared: UUIDs of GPUs that are time-sliced, or held by several pods.
-        mig: ids of MIG devices in use.
-    """
-
-    holders: dict[str, Holder] = field(default_factory=dict)
-    shared: frozenset[str] = frozenset()
-    mig: tuple[str, ...] = ()
 
 
 # -- protobuf --------------------------------------------------------------------------------------------------
