@@ -77,7 +77,6 @@ class SimNode:
     name: str
     cards: list[Card]
     session: str = ""
-    lease_session: str = ""
     seen: NodeEnergyPlanSpec | None = None
     acknowledged: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -162,7 +161,8 @@ class World:
 
     def beat(self, name: str) -> None:
         old = self.agents.get(name)
-        first = old.first_seen_seconds if old else self.seconds
+        same = old is not None and old.session == self.nodes[name].session
+        first = old.first_seen_seconds if same else self.seconds
         self.agents[name] = Agent(self.nodes[name].session, first, self.seconds)
 
     def report(self, name: str) -> None:

@@ -39,12 +39,26 @@ def test_the_finalizer_is_on_the_policy_before_anything_is_granted(world):
     assert world.tick().plans
 
 
-def test_an_observing_policy_needs_no_finalizer_and_no_cap(world):
-    world.add(policy_of(has_finalizer=False, mode="Observe", powerBudget={"watts": 1600}))
+def test_an_observing_policy_needs_no_finalizer_and_is_told_the_caps_that_enforce_would_come_to(world):
+    world.add(policy_of(has_finalizer=False, mode="Observe", powerBudget={"watts": 1600, "reserveWatts": 0}))
     actions = world.tick()
     assert not actions.finalizers
     assert {entry.action for entry in world.entries().values()} == {"Observe"}
-    assert set(world.caps().values()) == {None}
+    assert {(entry.cap_watts, entry.ceiling_watts) for entry in world.entries().values()} == {(400, None)}
+    assert world.policies["p"].status.ledger is None
+    world.settle()
+    assert {card.cap for card in world.cards()} == {CAP_MAX}
+
+
+def test_a_new_agent_that_has_not_reported_yet_alarms_nobody(world):
+    world.add(policy_of())
+    world.settle()
+    world.start_agent("n0")
+    assert not world.tick(1.0).events
+    assert world.condition("p", "Degraded").status == "False"
+    for _ in range(4):
+        world.tick(10.0)
+    assert world.condition("p", "Degraded").reason == "NodeUnreachable"
 
 
 def test_every_gpu_of_a_governed_pod_is_granted_what_the_node_needs_to_act(world):

@@ -44,7 +44,8 @@ class Budgeting:
 
     Attributes:
         ledger: as it is now, before anything granted here is written.
-        caps: the cap to grant, by GPU.
+        caps: the cap to grant now, by GPU.
+        aims: the cap that it is to have in the end, by GPU: what Observe reports.
         memory: for the next time.
         floor_watts: the least the GPUs can be brought to.
         reserve_watts: what is to be kept back.
@@ -54,6 +55,7 @@ class Budgeting:
 
     ledger: Ledger
     caps: Mapping[GpuKey, int]
+    aims: Mapping[GpuKey, int]
     memory: DivisionMemory
     floor_watts: int
     reserve_watts: int
@@ -95,6 +97,7 @@ def budget(
     return Budgeting(
         ledger=ledger,
         caps=caps,
+        aims={gpu.key: aims[group.key] for group in groups for gpu in members.groups[group.key]},
         memory=remembered,
         floor_watts=floors,
         reserve_watts=reserve,

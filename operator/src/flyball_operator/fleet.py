@@ -50,7 +50,8 @@ class Liveness(StrEnum):
 
     ALIVE = "alive"
     SETTLING = "settling"
-    """This process has not watched the Lease for long enough to tell: as UNKNOWN, but nothing to alarm anyone."""
+    """Too early to tell: the Lease was not yet seen to move, or a new agent has not yet reported. It counts as UNKNOWN,
+    but is nothing to alarm anyone."""
     UNKNOWN = "unknown"
 
 
@@ -164,14 +165,14 @@ def liveness(plan: Plan, agent: Agent | None, now: Instant) -> Liveness:
     if agent is None:
         return Liveness.UNKNOWN
     moment = now.monotonic_seconds
-    if agent.changed_seconds is None:
-        judged = moment - agent.first_seen_seconds > AGENT_LEASE_DURATION_SECONDS
-        return Liveness.UNKNOWN if judged else Liveness.SETTLING
-    if moment - agent.changed_seconds > AGENT_LEASE_DURATION_SECONDS:
+    if agent.changed_seconds is not None and moment - agent.changed_seconds > AGENT_LEASE_DURATION_SECONDS:
         return Liveness.UNKNOWN
-    # A new agent beats before it has read its cards; the card may have been reset under the old one.
+    # A new agent beats before it has read its cards; they may have been reset under the old one.
     spoken = bool(agent.session) and agent.session == plan.status.agent_session
-    return Liveness.ALIVE if spoken else Liveness.UNKNOWN
+    if agent.changed_seconds is not None and spoken:
+        return Liveness.ALIVE
+    judged = moment - agent.first_seen_seconds > AGENT_LEASE_DURATION_SECONDS
+    return Liveness.UNKNOWN if judged else Liveness.SETTLING
 
 
 def view(state: ClusterState, now: Instant) -> Fleet:

@@ -29,7 +29,7 @@ class Decisions:
     Attributes:
         targets: what each GPU should be under; a GPU that is missing should be under nothing.
         policies: by name.
-        caps: the cap to grant, by GPU, for policies with a budget.
+        caps: the cap to grant (Observe: the cap that Enforce would come to), by GPU, for policies with a budget.
         held: policies whose entries stay as they are: no accepted spec is known since the restart, or the finalizer
             is not yet on the object.
     """
@@ -64,7 +64,7 @@ def next_entry(gpu: Gpu, decisions: Decisions) -> PlanGpu | None:
         return entry if entry.action == "Release" else _release(gpu, entry)
     if target is None:
         return None
-    cap = decisions.caps.get(gpu.key) if target.action == "Enforce" else None
+    cap = decisions.caps.get(gpu.key)
     return PlanGpu(
         uuid=gpu.uuid,
         grant=_UNNUMBERED,
@@ -74,7 +74,7 @@ def next_entry(gpu: Gpu, decisions: Decisions) -> PlanGpu | None:
         role=target.role,
         pod_ip=target.pod_ip,
         cap_watts=cap,
-        ceiling_watts=None if cap is None else max(cap, granted_watts(gpu)),
+        ceiling_watts=max(cap, granted_watts(gpu)) if cap is not None and target.action == "Enforce" else None,
     )
 
 

@@ -39,3 +39,5 @@ def configure(form: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
+    # Signals are this process's own; kopf warns at every start that in its thread it cannot have them.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

@@ -129,7 +129,12 @@ class _Planning:
         held = self._held()
         decisions = Decisions(self._targets.by_gpu, state.policies, {}, held)
         budgetings = self._budgetings(decisions)
-        caps = {key: cap for entry in budgetings.values() for key, cap in entry.caps.items()}
+        enforcing = {name: entry for name, entry in budgetings.items() if not _observes(state.policies[name])}
+        caps = {
+            key: cap
+            for name, entry in budgetings.items()
+            for key, cap in (entry.caps if name in enforcing else entry.aims).items()
+        }
         decisions = Decisions(self._targets.by_gpu, state.policies, caps, held)
         writing = state.switch is not Switch.STOPPED
         specs = self._specs(decisions)
@@ -137,7 +142,7 @@ class _Planning:
         wanted = {(name, entry.uuid): entry for name, spec in specs.items() for entry in spec.gpus}
         samples = self._samples()
         reports = {
-            name: self._report(policy, budgetings.get(name), wanted, samples)
+            name: self._report(policy, enforcing.get(name), wanted, samples)
             for name, policy in sorted(state.policies.items())
         }
         writes, events = self._statuses(reports)
@@ -160,7 +165,7 @@ class _Planning:
             statuses=writes,
             events=events,
             memory=memory,
-            ledgers={name: entry.ledger for name, entry in budgetings.items()},
+            ledgers={name: entry.ledger for name, entry in enforcing.items()},
             draws=_draws(reports),
         )
 
@@ -181,9 +186,7 @@ class _Planning:
         found: dict[str, Budgeting] = {}
         for name, policy in sorted(self._state.policies.items()):
             spec = policy.spec
-            if spec is None or policy.deleting or spec.mode != "Enforce" or spec.power_budget is None:
-                continue
-            if self._state.switch is Switch.RELEASE:
+            if spec is None or spec.power_budget is None or policy.deleting or self._state.switch is Switch.RELEASE:
                 continue
             found[name] = budgets.budget(
                 spec,
@@ -268,7 +271,7 @@ class _Planning:
     def _finalizers(self) -> tuple[SetFinalizer, ...]:
         found = []
         for name, policy in sorted(self._state.policies.items()):
-            observes = policy.spec is not None and policy.spec.mode == "Observe"
+            observes = _observes(policy)
             releasing = self._state.switch is Switch.RELEASE
             if policy.has_finalizer:
                 held = any(
@@ -391,6 +394,10 @@ class _Planning:
     def _settling(self, report: Report) -> bool:
         gpus = (*report.targets.gpus, *report.entries)
         return any(gpu.liveness is Liveness.SETTLING for gpu in gpus)
+
+
+def _observes(policy: Policy) -> bool:
+    return policy.spec is not None and policy.spec.mode == "Observe"
 
 
 def _draws(reports: Mapping[str, Report]) -> dict[str, int]:

@@ -100,7 +100,7 @@ class Agent:
 
     Attributes:
         session: holderIdentity.
-        first_seen_seconds: when this process first saw the Lease (monotonic).
+        first_seen_seconds: when this process first saw this session in the Lease (monotonic).
         changed_seconds: when this process last saw it change; None: never yet. Clocks of other machines are not used.
     """
 

@@ -124,7 +124,8 @@ class ClusterStore:
             return
         behind = self._sources is None or self._sources.leases_followed.stale
         known = self._agents.get(new.node)
-        first = known.first_seen_seconds if known is not None and not behind else now
+        same = known is not None and known.session == new.session and not behind
+        first = known.first_seen_seconds if known is not None and same else now
         # A change that a list shows happened at any time while nobody watched: it proves no life.
         self._agents[new.node] = Agent(new.session, first, None if behind else now)
         if old is None or old.session != new.session:
