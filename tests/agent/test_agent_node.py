@@ -339,6 +339,12 @@ def test_cards_of_a_group_get_one_setpoint_that_all_of_them_can_hold(node):
     }
 
 
+def test_a_group_with_a_card_that_is_not_there_has_its_caps_held_and_its_clocks_left(node):
+    node.control.take_plan(plan(entry(group="pod"), entry("GPU-x", group="pod")))
+    command = node.only()
+    assert (command.uuid, command.sm_mhz, command.cap_watts) == ("GPU-1", None, 400)
+
+
 def test_clocks_given_up_by_the_actuator_do_not_keep_the_cap_from_being_acknowledged(node):
     node.control.take_plan(plan(entry()))
     node.control.take_reports([report(armed=False)])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from flyball_agent.controllers.base import UNLOCKED
 from flyball_agent.counters import PolicyAccount, thresholds
 from flyball_agent.facts import Allocation, Engine, EngineState, Report
 from flyball_agent.groups import Group, GroupDriver, MakeController, Outcome, engine_of, groups_of, limits_of
@@ -297,18 +298,18 @@ class NodeControl:
             if entry.action == "Observe" and gpu.report is not None:
                 gpu.acknowledged = grant
             return None
-        if outcome is None:
-            return None
+        # Without an outcome (a card of its group is not there) no clock can be chosen; the cap is held all the same.
+        setpoint = UNLOCKED if outcome is None else outcome.setpoint
         cap = entry.cap_watts
-        if cap is not None and outcome.setpoint.cap_watts is not None:
-            cap = min(cap, outcome.setpoint.cap_watts)
+        if cap is not None and setpoint.cap_watts is not None:
+            cap = min(cap, setpoint.cap_watts)
         policy = self._plan.policies[entry.policy]
         # The actuator gave up the clocks of this card: the cap is still held, and acknowledged, without them.
         armed = gpu.report is None or gpu.report["armed"]
         return Command(
             gpu.uuid,
             "set",
-            sm_mhz=outcome.setpoint.sm_mhz if armed else None,
+            sm_mhz=setpoint.sm_mhz if armed else None,
             cap_watts=cap,
             ceiling_watts=entry.cap_watts,
             lease_seconds=policy.fail_safe.actuator_lease_seconds,

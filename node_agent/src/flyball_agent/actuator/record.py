@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -127,6 +128,7 @@ class Record:
                 f"record {path} is held by another actuator: one per node; end the other or give another --record"
             ) from error
         self._entries: dict[str, Entry] = {}
+        self._writing = threading.Lock()  # a job that was given up may still be writing when the next one does
 
     def load(self) -> Left:
         """Read what an earlier life left, and go on from there."""
@@ -154,13 +156,14 @@ class Record:
         Raises:
             RecordError: it is not on the disk; the record is as it was.
         """
-        if self.entry(uuid) == entry:
-            return
-        changed = {key: value for key, value in self._entries.items() if key != uuid}
-        if entry != EMPTY:
-            changed[uuid] = entry
-        self._replace(encode(self._boot_id, changed))
-        self._entries = changed
+        with self._writing:
+            if self.entry(uuid) == entry:
+                return
+            changed = {key: value for key, value in self._entries.items() if key != uuid}
+            if entry != EMPTY:
+                changed[uuid] = entry
+            self._replace(encode(self._boot_id, changed))
+            self._entries = changed
 
     def _replace(self, content: bytes) -> None:
         draft = self._path.with_name(self._path.name + ".new")
