@@ -22,11 +22,12 @@ def phase(name: str = "Enforce", lag_percent: float = 1.0, tokens: int = 1000) -
         output_tokens=tokens,
         attainment_percent=80.0,
         percentiles={"ttft": (0.03, 0.1), "tpot": (0.007, 0.0085), "e2e": (1.0, 2.0)},
-        budget_watts=6000,
+        budgets=[(0.0, 6000), (5.0, 4600)],
         client_lag_seconds=0.004,
         energy_joules=500.0,
         peak_draw_watts=70.0,
         peak_cap_watts=100.0,
+        end_cap_watts=80.0,
         engine_lag_percent=lag_percent,
         served=[Served(1.0, 0.03, 0.007), Served(2.0, None, None)],
     )

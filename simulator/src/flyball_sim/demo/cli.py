@@ -33,7 +33,6 @@ from flyball_sim.load.workload import GENERATED, Workload
 from flyball_sim.node.fleet import Fleet, FleetError, NodeSpec
 
 GPUS_PER_NODE = 8
-CUT_AFTER_SECONDS = 10.0
 VOID_STATUS = 3
 
 
@@ -108,9 +107,9 @@ def _run(
         console.print(f"set up in {setup_seconds:.1f} s")
         sampler = Sampler(files, time.monotonic)
         runs = (
-            Run("Observe", requests, None),
+            Run("Observe", requests),
             Run("Enforce", requests, scenario.budget_watts),
-            Run("Budget cut", cut_requests, scenario.cut_watts),
+            Run("Budget cut", cut_requests, scenario.budget_watts, scenario.cut_watts),
         )
         phases = asyncio.run(_phases(console, stage, cluster.kubeconfig, sampler, runs))
         stage.kubectl("describe", "epol", POLICY)
@@ -130,25 +129,23 @@ async def _phases(
 ) -> list[Phase]:
     observe, enforce, cut = runs
     api = await KubeApi.from_environment(kubeconfig, None, os.environ, user_agent="flyball-sim-demo")
+    sampler.choose(await asyncio.to_thread(stage.governed_gpus))
     async with api:
-        console.rule(f"Observe: {len(observe.requests)} requests; nothing is written to any GPU")
-        phases = [await perform(stage, api, sampler, observe, console)]
-        await asyncio.to_thread(stage.kubectl, "get", "energypolicies")
-        console.rule("Enforce: the same requests again")
-        await asyncio.to_thread(stage.enforce)
-        phases.append(await perform(stage, api, sampler, enforce, console))
-        await asyncio.to_thread(stage.kubectl, "get", "energypolicies")
-        console.rule(f"the budget is cut from {enforce.budget_watts} W to {cut.budget_watts} W under load")
-        cutting = asyncio.create_task(_cut_later(stage))
-        phases.append(await perform(stage, api, sampler, cut, console))
-        await cutting
-        await asyncio.to_thread(stage.kubectl, "get", "energypolicies")
+        sampling = asyncio.create_task(sampler.run())
+        try:
+            console.rule(f"Observe: {len(observe.requests)} requests; nothing is written to any GPU")
+            phases = [await perform(stage, api, sampler, observe, console)]
+            await asyncio.to_thread(stage.kubectl, "get", "energypolicies")
+            console.rule("Enforce: the same requests again")
+            await asyncio.to_thread(stage.enforce)
+            phases.append(await perform(stage, api, sampler, enforce, console))
+            await asyncio.to_thread(stage.kubectl, "get", "energypolicies")
+            console.rule(f"the budget is cut from {cut.budget_watts} W to {cut.cut_watts} W under load")
+            phases.append(await perform(stage, api, sampler, cut, console))
+            await asyncio.to_thread(stage.kubectl, "get", "energypolicies")
+        finally:
+            sampling.cancel()
     return phases
-
-
-async def _cut_later(stage: Stage) -> None:
-    await asyncio.sleep(CUT_AFTER_SECONDS)
-    await asyncio.to_thread(stage.cut)
 
 
 def _report(

@@ -94,6 +94,8 @@ def policy(scenario: Scenario) -> dict[str, Any]:
                     ]
                 },
             },
+            # At its minimum of 200 W an H100 has hardly a clock left; a card that serves wants more.
+            "limits": {"capWatts": {"min": 260}},
             "powerBudget": {"watts": scenario.budget_watts},
         },
     }

@@ -28,7 +28,8 @@ class Served:
 class Phase:
     """One run of the trace and what it gave.
 
-    `percentiles` maps "ttft", "tpot" and "e2e" to (median, p99) in seconds; NaN where there is none.
+    `percentiles` maps "ttft", "tpot" and "e2e" to (median, p99) in seconds; NaN where there is none. `budgets` are
+    (from when on the demo's clock, watts); empty while only observing.
     """
 
     name: str
@@ -39,11 +40,12 @@ class Phase:
     output_tokens: int
     attainment_percent: float
     percentiles: Mapping[str, tuple[float, float]]
-    budget_watts: int | None
+    budgets: Sequence[tuple[float, int]]
     client_lag_seconds: float
     energy_joules: float
     peak_draw_watts: float
     peak_cap_watts: float
+    end_cap_watts: float
     engine_lag_percent: float
     served: Sequence[Served] = ()
 
@@ -81,8 +83,9 @@ def rows(phases: Sequence[Phase]) -> list[tuple[str, list[str]]]:
         ("GPU energy per output token", [f"{phase.joules_per_token:.3f} J" for phase in phases]),
         ("GPU draw, mean", [f"{phase.mean_watts:.0f} W" for phase in phases]),
         ("GPU draw, peak", [f"{phase.peak_draw_watts:.0f} W" for phase in phases]),
+        ("budget", [" then ".join(f"{watts} W" for _, watts in phase.budgets) or "not enforced" for phase in phases]),
         ("sum of caps, peak", [f"{phase.peak_cap_watts:.0f} W" for phase in phases]),
-        ("budget", [f"{phase.budget_watts} W" if phase.budget_watts else "not enforced" for phase in phases]),
+        ("sum of caps, at the end", [f"{phase.end_cap_watts:.0f} W" for phase in phases]),
         ("engines behind their clock", [f"{phase.engine_lag_percent:.2f} %" for phase in phases]),
         ("client behind its trace, worst", [f"{phase.client_lag_seconds * 1000:.0f} ms" for phase in phases]),
     ]
@@ -115,18 +118,10 @@ def draw(path: Path, samples: Sequence[Sample], phases: Sequence[Phase], title: 
     power.step(
         seconds, [sample.cap_watts for sample in samples], color="#d9730d", where="post", label="sum of their caps"
     )
-    labelled = False
-    for phase in phases:
-        if phase.budget_watts:
-            power.hlines(
-                phase.budget_watts,
-                phase.begin_seconds,
-                phase.end_seconds,
-                colors="#b3261e",
-                linestyles="dashed",
-                label=None if labelled else "budget",
-            )
-            labelled = True
+    steps = [(max(start, phase.begin_seconds), watts) for phase in phases for start, watts in phase.budgets]
+    if steps:
+        times, watts = zip(*steps, (phases[-1].end_seconds, steps[-1][1]), strict=True)
+        power.step(times, watts, color="#b3261e", where="post", linestyle="dashed", label="budget")
     power.set_ylabel("watts")
     power.set_ylim(bottom=0)
     power.legend(loc="lower left", ncols=3, frameon=False)

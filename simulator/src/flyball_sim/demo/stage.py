@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
 import time
@@ -29,6 +28,7 @@ from flyball_sim.node.fleet import Fleet
 
 READY_SECONDS = 120
 RELEASE_SECONDS = 60
+CUT_AFTER_SECONDS = 10.0
 
 
 class DemoError(RuntimeError):
@@ -42,12 +42,14 @@ class Run:
     Attributes:
         name: What the table calls it.
         requests: What the client sends.
-        budget_watts: The budget in force; None while only observing.
+        budget_watts: The budget at its begin; None while only observing.
+        cut_watts: What the budget is cut to while it runs; None: it is not.
     """
 
     name: str
     requests: Sequence[TraceRequest]
-    budget_watts: int | None
+    budget_watts: int | None = None
+    cut_watts: int | None = None
 
 
 class Stage:
@@ -144,9 +146,9 @@ class Stage:
         self.kubectl("get", "energypolicies")
         return seconds
 
-    def cut(self) -> None:
+    def cut(self, watts: int) -> None:
         """Cut the budget under load."""
-        patch = json.dumps({"spec": {"powerBudget": {"watts": self._scenario.cut_watts}}})
+        patch = json.dumps({"spec": {"powerBudget": {"watts": watts}}})
         self.kubectl("patch", "epol", POLICY, "--type=merge", "-p", patch)
 
     def restore(self) -> None:
@@ -175,30 +177,33 @@ def touched(files: Sequence[GpuStateFile]) -> list[str]:
 
 
 async def perform(stage: Stage, api: KubeApi, sampler: Sampler, run: Run, console: Console) -> Phase:
-    """Replay one phase's requests while the sampler runs."""
+    """Replay one phase's requests, cutting the budget meanwhile if the run says so; the sampler runs beside it."""
     provider = PodEndpoints(api, ENGINE_NAMESPACE, f"app={manifests.APP}", ENGINE_PORT)
     urls = await provider.ready()
-    sampler.choose(await asyncio.to_thread(stage.governed_gpus))
     before, first = await engines.read(urls), sampler.take()
-    sampling = asyncio.create_task(sampler.run())
-    try:
-        with Progress(
-            TextColumn(f"{run.name}: {{task.description}}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-        ) as bar:
-            task = bar.add_task("requests", total=len(run.requests))
+    budgets = [] if run.budget_watts is None else [(first.seconds, run.budget_watts)]
 
-            def on_progress(progress: client.Progress) -> None:
-                bar.update(task, completed=progress.finished)
+    async def cut(watts: int) -> None:
+        await asyncio.sleep(CUT_AFTER_SECONDS)
+        budgets.append((sampler.now(), watts))
+        await asyncio.to_thread(stage.cut, watts)
 
+    with Progress(
+        TextColumn(f"{run.name}: {{task.description}}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    ) as bar:
+        task = bar.add_task("requests", total=len(run.requests))
+
+        def on_progress(progress: client.Progress) -> None:
+            bar.update(task, completed=progress.finished)
+
+        async with asyncio.TaskGroup() as tasks:
+            if run.cut_watts is not None:
+                tasks.create_task(cut(run.cut_watts))
             result = await client.replay(run.requests, provider, on_progress=on_progress)
-    finally:
-        sampling.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await sampling
     last = sampler.take()
     after = await engines.read(urls)
     during = [sample for sample in sampler.samples if first.seconds <= sample.seconds <= last.seconds]
@@ -216,11 +221,12 @@ async def perform(stage: Stage, api: KubeApi, sampler: Sampler, run: Run, consol
             "tpot": _median_and_p99(summary.itl),
             "e2e": _median_and_p99(summary.e2e),
         },
-        budget_watts=run.budget_watts,
+        budgets=budgets,
         client_lag_seconds=summary.late.highest if summary.late else 0.0,
         energy_joules=last.energy_joules - first.energy_joules,
         peak_draw_watts=max(sample.draw_watts for sample in during),
         peak_cap_watts=max(sample.cap_watts for sample in during),
+        end_cap_watts=last.cap_watts,
         engine_lag_percent=after.lag_percent_since(before),
         served=[
             Served(first.seconds + request.arrival_seconds, request.ttft_seconds, request.itl_mean_seconds)
