@@ -83,7 +83,8 @@ def budget(
         now_seconds: monotonic.
     """
     groups, needs, narrow = _groups(spec, members, memory, now_seconds)
-    reserve = division.default_reserve(power.watts, groups) if power.reserve_watts is None else power.reserve_watts
+    reserve_key, default_reserve = _default_reserve(power.watts, groups, memory)
+    reserve = default_reserve if power.reserve_watts is None else power.reserve_watts
     floors = division.floor_sum(groups)
     groups = [_without_raise_in_the_dark(group, members.groups[group.key]) for group in groups]
     charges = [claim(gpu) for gpus in members.groups.values() for gpu in gpus]
@@ -98,12 +99,21 @@ def budget(
         ledger=ledger,
         caps=caps,
         aims={gpu.key: aims[group.key] for group in groups for gpu in members.groups[group.key]},
-        memory=remembered,
+        memory=replace(remembered, reserve_key=reserve_key, reserve_watts=default_reserve),
         floor_watts=floors,
         reserve_watts=reserve,
         reset_watts=division.reset_watts(aims, groups),
         narrow=narrow,
     )
+
+
+def _default_reserve(
+    watts: int, groups: Sequence[Group], memory: DivisionMemory | None
+) -> tuple[tuple[object, ...], int]:
+    key = (watts, tuple(replace(group, need_watts=None) for group in groups))
+    if memory is not None and memory.reserve_key == key:
+        return key, memory.reserve_watts
+    return key, division.default_reserve(watts, groups)
 
 
 def _groups(

@@ -158,12 +158,16 @@ class DivisionMemory:
         caps: watts per GPU by group.
         needs: per group.
         at_seconds: when `caps` last changed.
+        reserve_key: what the default reserve rested on.
+        reserve_watts: the default reserve; finding it takes many divisions.
     """
 
     key: tuple[object, ...]
     caps: Mapping[str, int]
     needs: Mapping[str, Need]
     at_seconds: float
+    reserve_key: tuple[object, ...] = ()
+    reserve_watts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
