@@ -154,6 +154,20 @@ def test_numbers_wait_five_seconds_and_conditions_do_not(world):
     assert world.tick(0.1).statuses
 
 
+def test_a_policy_stays_enforced_while_watts_move_unless_that_takes_long(world):
+    world.add(policy_of(powerBudget={"watts": 500, "reserveWatts": 0}))
+    world.settle()
+    world.pods["default/pod-0-0"] = replace(world.pods["default/pod-0-0"], ip="10.9.9.9")
+    world.tick(1.0)
+    world.tick(1.0)
+    assert world.condition("p", "Enforced").status == "True"
+    world.tick(4.0)
+    assert world.condition("p", "Enforced").reason == "InFlight"
+    world.deliver("n0")
+    world.tick(0.1)
+    assert world.condition("p", "Enforced").status == "True"
+
+
 def test_a_wandering_number_is_not_worth_a_write(world):
     world.add(policy_of())
     world.settle()

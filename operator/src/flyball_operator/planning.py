@@ -21,6 +21,10 @@ TIGHTEN_SECONDS = 2.0
 """A plan in which only ceilings can come down is written when its grants have been quiet for this long."""
 
 
+PENDING_SECONDS = 5.0
+"""A policy that was enforced stays so while watts move between its GPUs, unless that takes longer than this."""
+
+
 @dataclass(frozen=True, slots=True)
 class CreatePlan:
     """A node with GPUs has no plan yet; its agent reports cards and allocation once it has."""
@@ -155,6 +159,11 @@ class _Planning:
             }
             | {(event.uid, event.reason): moment for event in events},
             grants=self._grants(specs) if writing else state.memory.grants,
+            pending_seconds={
+                name: state.memory.pending_seconds.get(name, moment)
+                for name in reports
+                if self._pending_gpus(name, wanted)
+            },
             plan_seconds={name: at for name, at in state.memory.plan_seconds.items() if name in state.plans}
             | {entry.name: moment for entry in plans},
         )
@@ -316,7 +325,7 @@ class _Planning:
             targets=targets,
             entries=entries,
             budgeting=budgeting,
-            pending=[gpu for gpu in targets.gpus if self._pending(gpu, wanted.get(gpu.key))],
+            pending=() if self._still_enforced(policy) else self._pending_gpus(name, wanted),
             enforced_gpus=sum(
                 gpu.acknowledged and gpu.entry is not None and gpu.entry.action == "Enforce" for gpu in entries
             ),
@@ -329,6 +338,17 @@ class _Planning:
             ),
             evidence=self._evidence(policy, samples),
         )
+
+    def _pending_gpus(self, name: str, wanted: Mapping[GpuKey, PlanGpu]) -> list[Gpu]:
+        return [gpu for gpu in self._targets.by_policy[name].gpus if self._pending(gpu, wanted.get(gpu.key))]
+
+    def _still_enforced(self, policy: Policy) -> bool:
+        """This very generation was enforced, and what is in flight has not been so for long."""
+        moment = self._now.monotonic_seconds
+        since = self._state.memory.pending_seconds.get(policy.name, moment)
+        enforced = any(entry.type == "Enforced" and entry.status == "True" for entry in policy.status.conditions)
+        same = policy.status.observed_generation == policy.generation
+        return same and enforced and moment - since < PENDING_SECONDS
 
     def _pending(self, gpu: Gpu, wanted: PlanGpu | None) -> bool:
         """Its entry is not yet what it should be, or is not yet read back."""

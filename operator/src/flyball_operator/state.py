@@ -196,6 +196,7 @@ class Memory:
         event_seconds: by (policy uid, reason), when that Event was last sent.
         grants: by plan, the highest grant number ever used.
         plan_seconds: by plan, when its spec was last written.
+        pending_seconds: by policy, since when not all of its GPUs are as they should be.
     """
 
     divisions: Mapping[str, DivisionMemory] = field(default_factory=dict)
@@ -204,6 +205,7 @@ class Memory:
     event_seconds: Mapping[tuple[str, str], float] = field(default_factory=dict)
     grants: Mapping[str, int] = field(default_factory=dict)
     plan_seconds: Mapping[str, float] = field(default_factory=dict)
+    pending_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
