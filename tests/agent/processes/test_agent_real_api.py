@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-CRDS = Path(__file__).resolve().parents[2] / "crds"
+CRDS = Path(__file__).resolve().parents[3] / "crds"
 NAMESPACE = "flyball-system"
 WITHIN_SECONDS = 30.0
 
