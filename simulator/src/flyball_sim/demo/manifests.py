@@ -30,7 +30,7 @@ class Scenario:
     itl_milliseconds: int = 25
     sm_mhz: int = 1305
     budget_watts: int = 6000
-    cut_watts: int = 4600
+    cut_watts: int = 4800
 
 
 def engine_deployment(scenario: Scenario) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def policy(scenario: Scenario) -> dict[str, Any]:
                     ]
                 },
             },
-            # At its minimum of 200 W an H100 has hardly a clock left; a card that serves wants more.
-            "limits": {"capWatts": {"min": 260}},
+            # Below about 300 W an H100 that decodes falls to its lowest clock; see docs/simulated-gpus.md for the model.
+            "limits": {"capWatts": {"min": 300}},
             "powerBudget": {"watts": scenario.budget_watts},
         },
     }
