@@ -103,7 +103,7 @@ class Installation:
 
 @pytest.fixture(scope="module")
 def installation(local_cluster: LocalCluster, eventually: Callable[..., Any]) -> Iterator[Installation]:
-    specs = [NodeSpec(name, index + 1, gpus=4) for index, name in enumerate(NODES)]
+    specs = [NodeSpec(name, gpus=4) for name in NODES]
     kubectl = local_cluster.kubectl
     with Fleet(local_cluster.kubeconfig, specs) as fleet:
         files = {name: GpuStateFile.open(fleet.node(name).gpu_state) for name in NODES}

@@ -156,8 +156,9 @@ class Fault(ApiModel):
     """Something that went wrong on a GPU or its engine and still holds."""
 
     code: Annotated[str, Field(min_length=1, max_length=64)] = Field(
-        description="One word: NoPermission, NotSupported, GpuLost, NvmlError, CapNotInForce, ClockNotAchieved,"
-        " MetricsStale, MetricMissing, ForeignCap, MigEnabled, Shared, ActuatorLost, UnknownGpu."
+        description="One word: NoPermission, NotSupported, GpuLost, NvmlError, NvmlHung, DriverReloaded, CapNotInForce,"
+        " CapAboveGrant, ForeignCap, ClockNotAchieved, RecordFailed, MetricsStale, MetricMissing, Degraded, MigEnabled,"
+        " Shared, ActuatorLost, UnknownGpu, Stopped."
     )
     message: Annotated[str, Field(max_length=512)] = Field(
         default="", description="A sentence with value, bound and mend."

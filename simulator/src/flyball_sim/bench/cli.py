@@ -108,7 +108,7 @@ def _measure(args: argparse.Namespace, console: Console) -> list[Row]:
     with ExitStack() as resources:
         directory = Path(resources.enter_context(TemporaryDirectory(prefix="flyball-bench-")))
         cluster = resources.enter_context(LocalCluster(directory / "cluster", audit=True))
-        specs = [NodeSpec(f"node-{number}", number, GPUS_PER_NODE) for number in range(1, NODES + 1)]
+        specs = [NodeSpec(f"node-{number}", gpus=GPUS_PER_NODE) for number in range(1, NODES + 1)]
         fleet = resources.enter_context(Fleet(cluster.kubeconfig, specs, directory / "nodes"))
         files = [
             resources.enter_context(GpuStateFile.open(node.gpu_state, writable=False)) for node in fleet.nodes.values()

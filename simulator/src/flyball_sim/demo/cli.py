@@ -95,7 +95,7 @@ def _run(
             cluster = resources.enter_context(LocalCluster(directory / "cluster"))
         console.print(f"API server {cluster.server}; your own shell: export KUBECONFIG={cluster.kubeconfig}")
         with console.status(f"starting {args.nodes} nodes with {GPUS_PER_NODE} GPUs each"):
-            specs = [NodeSpec(f"node-{n}", n, GPUS_PER_NODE) for n in range(1, args.nodes + 1)]
+            specs = [NodeSpec(f"node-{n}", gpus=GPUS_PER_NODE) for n in range(1, args.nodes + 1)]
             fleet = resources.enter_context(Fleet(cluster.kubeconfig, specs, directory / "nodes"))
         files = [
             resources.enter_context(GpuStateFile.open(node.gpu_state, writable=False)) for node in fleet.nodes.values()
