@@ -108,6 +108,58 @@ def test_locks_are_reset_although_the_disk_is_full(governor, card, record, monke
     assert card.requested == 700
 
 
+@pytest.fixture
+def fill_the_disk(record, monkeypatch):
+    def fill():
+        def full(_):
+            raise RecordError("full")
+
+        monkeypatch.setattr(record, "_replace", full)
+
+    yield fill
+    monkeypatch.undo()
+
+
+def test_a_release_counts_only_when_its_record_is_gone_so_that_no_later_start_puts_the_cap_back(
+    governor, card, record, fill_the_disk, monkeypatch
+):
+    governor.apply((900, 1200), 400, 400)
+    fill_the_disk()
+    with pytest.raises(RefusedError) as refused:
+        governor.release()
+    assert refused.value.code == "RecordFailed"
+    assert (card.requested, card.locked) == (700, None), "the card itself is restored all the same"
+    monkeypatch.undo()
+    assert codes(governor.release()) == set()
+    assert record.entry("GPU-1") == EMPTY
+
+
+def test_a_cap_raised_by_somebody_is_put_back_on_a_full_disk_too(governor, card, fill_the_disk):
+    governor.apply(None, 400, 400)
+    fill_the_disk()
+    card.raised_by_somebody(650)
+    (fault,) = governor.read(writes=True)["faults"]
+    assert card.requested == 400
+    assert fault["code"] == "CapAboveGrant"
+    assert "it was put back" in fault["message"]
+
+
+def test_a_cut_that_cannot_be_recorded_is_not_taken_for_a_cap_that_somebody_raised(governor, fill_the_disk):
+    governor.apply(None, 400, 400)
+    fill_the_disk()
+    with pytest.raises(RefusedError, match="full"):
+        governor.apply(None, 300, 300)
+    assert codes(governor.read(writes=True)) == {"RecordFailed"}
+
+
+def test_a_raised_cap_that_the_card_does_not_take_back_is_not_said_to_be_back(governor, card):
+    governor.apply(None, 400, 400)
+    card.raised_by_somebody(650)
+    card.fail["set_cap"] = 999
+    messages = {fault["code"]: fault["message"] for fault in governor.read(writes=True)["faults"]}
+    assert "could not be put back" in messages["CapAboveGrant"]
+
+
 def test_a_start_resets_the_lock_on_record_and_keeps_the_cap(make_card, record, clock, quiet_log):
     card = make_card()
     card.raised_by_somebody(400)

@@ -159,8 +159,7 @@ class Governor:
         except DeviceError as error:
             raise self._note(error) from error
         except RecordError as error:
-            self._faults["RecordFailed"] = str(error)
-            raise RefusedError("RecordFailed", str(error)) from error
+            raise self._note_unrecorded(error) from error
         return self.report()
 
     def let_go(self) -> None:
@@ -201,8 +200,8 @@ class Governor:
         except DeviceError as error:
             raise self._note(error) from error
         except RecordError as error:
-            # The card is restored; a stale entry only makes the next start reset it once more.
-            self._log.error("release not recorded", gpu=uuid, error=str(error))
+            # The card is restored, but the next start would take the entry for a cap to be put back.
+            raise self._note_unrecorded(error) from error
         self._cap = self._granted = self._foreign = None
         for code in ("CapNotInForce", "ForeignCap", "ClockNotAchieved", "NvmlError", "RecordFailed"):
             self._faults.pop(code, None)
@@ -346,7 +345,6 @@ class Governor:
             target = min(target, release_target(self.identity.cap_default_watts, entry.cap_before_watts))
         requested, enforced = self._read_caps()
         choice = choose_cap(target, requested, enforced, entry.ours_watts, self.identity.cap_default_watts)
-        self._cap, self._granted = target, granted
         write = choice.write_watts
         if write is None and choice.foreign_watts is None and enforced > granted + TOLERANCE_WATTS:
             write = target  # accepted before and not in force: once more
@@ -355,6 +353,8 @@ class Governor:
             self._check(ticket)
             self._write_cap(write)
             self._read_caps()
+        # Only now: a cut that could not be written is no cap that somebody raised.
+        self._cap, self._granted = target, granted
         self._note_foreign(choice.foreign_watts, granted)
         self._judge_cap()
 
@@ -394,12 +394,16 @@ class Governor:
             self._judge_cap()
 
     def _put_back(self, found_watts: float, *, writes: bool, ticket: Ticket | None) -> None:
-        done = "it was put back" if writes and self._observe_only is None else "it is left there, since writing is off"
-        text = f"GPU {self.identity.uuid} had a cap of {found_watts:g} W, above its grant of {self._cap:g} W: {done}"
-        self._notices["CapAboveGrant"] = (self._clock() + NOTICE_SECONDS, text)
         self._log.warning("cap above its grant", gpu=self.identity.uuid, found_watts=found_watts, cap_watts=self._cap)
-        if writes and self._observe_only is None and self._granted is not None:
-            self._hold_cap(self._granted, None, ticket)
+        text = f"GPU {self.identity.uuid} had a cap of {found_watts:g} W, above its grant of {self._cap:g} W"
+        done = "it is left there, since writing is off"
+        try:
+            if writes and self._observe_only is None and self._granted is not None:
+                done = "it could not be put back, and is tried again"
+                self._hold_cap(self._granted, None, ticket)
+                done = "it was put back"
+        finally:
+            self._notices["CapAboveGrant"] = (self._clock() + NOTICE_SECONDS, f"{text}: {done}")
 
     def _note_foreign(self, foreign_watts: float | None, granted: float) -> None:
         before = self._record.entry(self.identity.uuid).cap_before_watts
@@ -465,6 +469,10 @@ class Governor:
             self._observe_only = code
             self._log.error("writing no more to a GPU", gpu=self.identity.uuid, code=code, reason=text)
         return RefusedError(code, text)
+
+    def _note_unrecorded(self, error: RecordError) -> RefusedError:
+        self._faults["RecordFailed"] = str(error)
+        return RefusedError("RecordFailed", str(error))
 
     def _check(self, ticket: Ticket | None) -> None:
         """Before each write: a job whose caller has given up must not write late."""

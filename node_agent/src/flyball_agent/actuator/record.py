@@ -48,6 +48,8 @@ class Entry:
 
     def with_cap(self, watts: float, found_watts: float) -> Entry:
         """The entry for writing `watts` over the `found_watts` on the card now."""
+        if watts == self.cap_watts:
+            return self  # on record already, so that a cap can be put back on a full disk too
         before = found_watts if self.cap_before_watts is None else self.cap_before_watts
         return replace(self, cap_watts=watts, cap_previous_watts=self.cap_watts, cap_before_watts=before)
 
