@@ -245,6 +245,7 @@ def test_a_cap_without_effect_is_tried_again_and_the_clocks_are_given_up_after_t
     card.without_effect = False
     report = governor.apply(None, 400, 400)  # the cap, without which there is no safety, is still tried
     assert (card.in_force, report["cap_in_force"], report["armed"]) == (400, True, False)
+    assert codes(report) == {"ClockNotAchieved"}, "the cap is mended, and the clocks are still given up"
 
 
 def test_three_failed_looks_reset_and_disarm_and_a_release_arms_again(governor, card, clock):

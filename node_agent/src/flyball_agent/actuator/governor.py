@@ -455,6 +455,12 @@ class Governor:
 
     def _disarm(self, code: str, text: str) -> None:
         self._faults[code] = text
+        # A cap may come into force later; that the clocks stay given up must not go unsaid then.
+        self._faults.setdefault(
+            "ClockNotAchieved",
+            f"GPU {self.identity.uuid} was given up after {FAILURES_TO_DISARM} failures ({code}): its clocks are left"
+            " alone before a release or a new agent",
+        )
         self._disarmed = True
         self._log.error("giving up the clocks of a GPU", gpu=self.identity.uuid, code=code, reason=text)
         self.let_go()
