@@ -94,7 +94,7 @@ def policy(scenario: Scenario) -> dict[str, Any]:
                     ]
                 },
             },
-            # Below about 300 W an H100 that decodes falls to its lowest clock; see docs/simulated-gpus.md for the model.
+            # Below about 300 W a modelled H100 that decodes falls to its lowest clock.
             "limits": {"capWatts": {"min": 300}},
             "powerBudget": {"watts": scenario.budget_watts},
         },
