@@ -130,6 +130,22 @@ def test_a_value_that_is_no_number_is_an_error_that_names_it():
         PageScanner().scan(b"vllm:num_requests_running many\n")
 
 
+@pytest.mark.parametrize("number", [b"NaN", b"+Inf", b"-Inf", b"-1", b"1e19"])
+@pytest.mark.parametrize(
+    "series", [b"vllm:generation_tokens_total", b'vllm:e2e_request_latency_seconds_bucket{le="1.0"}']
+)
+def test_a_number_that_would_spoil_every_later_sum_is_refused(series, number):
+    with pytest.raises(ValueError, match=r"has the value .*give one from 0 to 2\^63"):
+        PageScanner().scan(series + b" " + number + b"\n")
+
+
+@pytest.mark.parametrize("bound", [b"NaN", b"-Inf", b"-1.0"])
+def test_a_bucket_that_no_latency_falls_into_is_left_out(bound):
+    raw = b'vllm:e2e_request_latency_seconds_bucket{le="%s"} 3\n' % bound
+    raw += b'vllm:e2e_request_latency_seconds_bucket{le="+Inf"} 4\n'
+    assert PageScanner().scan(raw).histograms["end_to_end"].bounds == (math.inf,)
+
+
 @given(raw=st.binary(max_size=300))
 def test_no_page_is_more_than_refused(raw):
     with contextlib.suppress(ValueError):

@@ -34,6 +34,9 @@ METRIC_NAMES: Final[Mapping[str, str]] = {name: f"vllm:{spellings[0]}" for name,
 """For sentences: what a family is called on the page."""
 
 _MAX_SERIES: Final = 4096
+_MAX_VALUE: Final = 2.0**63
+"""No count is higher. One infinity, NaN or overflow added to a cumulative counter would stay in it for ever, and the
+API server refuses a status that holds one: no grant of the whole node would be acknowledged any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ class PageScanner:
         """One page in Prometheus' text format.
 
         Raises:
-            ValueError: a number on it is none; the message names the line.
+            ValueError: a number on it is none, or is not finite, negative or too high; the message names the line.
         """
         drafts: dict[str, _Draft] = {}
         for series, number in _LINE.findall(b"\n" + page):
@@ -116,6 +119,10 @@ class PageScanner:
                 value = float(number)
             except ValueError as error:
                 raise ValueError(f"metric {series.decode(errors='replace')} has the value {number!r}") from error
+            if not 0.0 <= value <= _MAX_VALUE:
+                raise ValueError(
+                    f"metric {series.decode(errors='replace')} has the value {number!r}: give one from 0 to 2^63"
+                )
             draft = drafts.setdefault(spelling, _Draft())
             if part == "_bucket":
                 draft.buckets[bound] = draft.buckets.get(bound, 0.0) + value
@@ -152,9 +159,10 @@ def _understand(series: bytes) -> _Series | None:
     if bound is None:
         return None
     try:
-        return spelling, part, float(bound[1])
+        seconds = float(bound[1])
     except ValueError:
         return None
+    return (spelling, part, seconds) if seconds >= 0.0 else None
 
 
 def _assemble(drafts: Mapping[str, _Draft]) -> EngineSample:
