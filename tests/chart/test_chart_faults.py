@@ -121,7 +121,9 @@ def test_a_node_that_cannot_answer_is_named_with_the_command_that_releases_it(en
 
         enforced.until(
             "the condition names the node and the command that releases it by hand",
-            lambda: "n-1" in message() and "kubectl annotate nodeenergyplan n-1 flyball.dev/released-by-hand=" in message(),
+            lambda: (
+                "n-1" in message() and "kubectl annotate nodeenergyplan n-1 flyball.dev/released-by-hand=" in message()
+            ),
         )
         enforced.until("the other node is released", lambda: not enforced.locked("n-0"))
         enforced.cluster.kubectl(
