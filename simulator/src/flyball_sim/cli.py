@@ -20,12 +20,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `flyball-sim COMMAND ...`; returns the process's exit status (2: the command line is wrong)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="flyball-sim", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="flyball-sim", description="Flyball's world without hardware; COMMAND --help says more."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     module = None
     for name, (path, help_text) in COMMANDS.items():
-        subparser = commands.add_parser(name, help=help_text)
+        subparser = commands.add_parser(name, help=help_text, description=help_text)
         if name == chosen:
             module = importlib.import_module(path)
             module.configure(subparser)

@@ -61,6 +61,7 @@ class Row:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--changes", type=int, default=100, help="policy changes to time")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the loaded and of the idle measurement")
     parser.add_argument("--rate", type=float, default=3.0, help="requests a second in the loaded measurement")
@@ -113,7 +114,15 @@ def _measure(args: argparse.Namespace, console: Console) -> list[Row]:
         files = [
             resources.enter_context(GpuStateFile.open(node.gpu_state, writable=False)) for node in fleet.nodes.values()
         ]
-        stage = Stage(console, cluster, fleet, files=files, scenario=scenario, chart=args.chart)
+        stage = Stage(
+            console,
+            cluster,
+            fleet,
+            files=files,
+            scenario=scenario,
+            chart=args.chart,
+            manifests_directory=args.out,
+        )
         stage.install()
         stage.enforce()
         return asyncio.run(_all(args, console, cluster, fleet))

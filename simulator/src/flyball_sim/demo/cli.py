@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,6 +38,7 @@ VOID_STATUS = 3
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--trace", default=GENERATED, help="'generated', or a CSV in the Azure trace's format")
     parser.add_argument("--speed", type=float, default=1.0, help="compress arrivals by this factor")
     parser.add_argument("--nodes", type=int, choices=(3, 4, 5, 6), default=3, help="simulated nodes with 8 GPUs each")
@@ -93,15 +94,19 @@ def _run(
         console.rule("a real control plane, and nodes without hardware")
         with console.status("starting etcd, the API server, the controller manager and the scheduler"):
             cluster = resources.enter_context(LocalCluster(directory / "cluster"))
-        console.print(f"API server {cluster.server}; your own shell: export KUBECONFIG={cluster.kubeconfig}")
+        exports = f"  export KUBECONFIG={cluster.kubeconfig}\n  export PATH={cluster.bin}:$PATH    # kubectl and helm"
+        console.print(f"API server {cluster.server}; to look around from a shell of yours:", highlight=False)
+        console.print(exports, highlight=False, markup=False, soft_wrap=True)
         with console.status(f"starting {args.nodes} nodes with {GPUS_PER_NODE} GPUs each"):
             specs = [NodeSpec(f"node-{n}", gpus=GPUS_PER_NODE) for n in range(1, args.nodes + 1)]
             fleet = resources.enter_context(Fleet(cluster.kubeconfig, specs, directory / "nodes"))
         files = [
             resources.enter_context(GpuStateFile.open(node.gpu_state, writable=False)) for node in fleet.nodes.values()
         ]
-        stage = Stage(console, cluster, fleet, files=files, scenario=scenario, chart=args.chart)
-        stage.kubectl("get", "nodes", "-o", "wide")
+        stage = Stage(
+            console, cluster, fleet, files=files, scenario=scenario, chart=args.chart, manifests_directory=args.out
+        )
+        stage.kubectl("get", "nodes")
         stage.install()
         setup_seconds = time.monotonic() - began
         console.print(f"set up in {setup_seconds:.1f} s")
@@ -116,10 +121,14 @@ def _run(
         stage.kubectl("get", "events", "-A", "--field-selector=involvedObject.kind=EnergyPolicy")
         status = _report(args, console, sampler, phases, setup_seconds)
         if args.keep:
-            console.print(f"\nkept running; export KUBECONFIG={cluster.kubeconfig}; Ctrl-C ends and removes everything")
-            signal.pause()
-        stage.restore()
-        stage.uninstall()
+            console.print("\nkept running; in a shell of yours:", highlight=False)
+            console.print(exports, highlight=False, markup=False, soft_wrap=True)
+            console.print("Ctrl-C ends and removes everything", highlight=False)
+            with suppress(KeyboardInterrupt):
+                signal.pause()
+        else:
+            stage.restore()
+            stage.uninstall()
     console.print("stopped and removed everything")
     return status
 
@@ -133,19 +142,24 @@ async def _phases(
     async with api:
         sampling = asyncio.create_task(sampler.run())
         try:
-            console.rule(f"Observe: {len(observe.requests)} requests; nothing is written to any GPU")
+            console.rule(f"Observe: {_amount(observe)}; nothing is written to any GPU")
             phases = [await perform(stage, api, sampler, observe, console)]
             await asyncio.to_thread(stage.kubectl, "get", "energypolicies")
-            console.rule("Enforce: the same requests again")
+            console.rule(f"Enforce: the same {_amount(enforce)}")
             await asyncio.to_thread(stage.enforce)
             phases.append(await perform(stage, api, sampler, enforce, console))
             await asyncio.to_thread(stage.kubectl, "get", "energypolicies")
-            console.rule(f"the budget is cut from {cut.budget_watts} W to {cut.cut_watts} W under load")
+            console.rule(f"Budget cut: {cut.budget_watts} W to {cut.cut_watts} W under load")
             phases.append(await perform(stage, api, sampler, cut, console))
             await asyncio.to_thread(stage.kubectl, "get", "energypolicies")
         finally:
             sampling.cancel()
     return phases
+
+
+def _amount(run: Run) -> str:
+    last = max((request.arrival_seconds for request in run.requests), default=0.0)
+    return f"{len(run.requests)} requests in {last:.0f} s"
 
 
 def _report(
@@ -169,7 +183,9 @@ def _report(
     }
     (args.out / "demo.json").write_text(json.dumps(raw), encoding="utf-8")
     console.print(report.table(phases))
-    console.print(f"picture: {picture}; page: {args.out / 'demo.html'}; numbers: {args.out / 'demo.json'}")
+    console.print(
+        f"picture: {picture}; page: {args.out / 'demo.html'}; numbers: {args.out / 'demo.json'}", soft_wrap=True
+    )
     void = [phase.name for phase in phases if phase.void]
     if void:
         console.print(

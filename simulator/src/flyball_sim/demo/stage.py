@@ -6,10 +6,12 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -53,7 +55,10 @@ class Run:
 
 
 class Stage:
-    """Prints every command it runs and its answer; all waiting has a deadline."""
+    """Prints every command it runs and its answer; all waiting has a deadline.
+
+    What it applies it writes into `manifests_directory` first, so that a person can run the same command.
+    """
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class Stage:
         files: Sequence[GpuStateFile],
         scenario: Scenario,
         chart: Path,
+        manifests_directory: Path,
     ) -> None:
         self._console = console
         self._cluster = cluster
@@ -71,8 +77,23 @@ class Stage:
         self._files = files
         self._scenario = scenario
         self._chart = chart
+        self._manifests = manifests_directory
 
-    def kubectl(self, *args: str, text: str | None = None, quiet: bool = False) -> str:
+    def say(self, text: str) -> None:
+        """Tell what comes next."""
+        self._console.print(f"\n[cyan]# {text}[/]", highlight=False, soft_wrap=True)
+
+    def apply(self, name: str, manifest: Mapping[str, Any], *, show: bool = False) -> None:
+        """Write an object into a file and apply it; `show` prints the file as well."""
+        path = self._manifests / name
+        text = yaml.safe_dump(manifest, sort_keys=False)
+        path.write_text(text, encoding="utf-8")
+        if show:
+            self._console.print(f"\n[bold]$ cat {path}[/]", highlight=False, soft_wrap=True)
+            self._console.print(text.rstrip(), highlight=False, markup=False, soft_wrap=True)
+        self.kubectl("apply", "-f", str(path))
+
+    def kubectl(self, *args: str, quiet: bool = False) -> str:
         """Run kubectl as a user would, show it, and return what it printed.
 
         Raises:
@@ -81,7 +102,7 @@ class Stage:
         if not quiet:
             shown = " ".join(f"'{arg}'" if set(arg) & set(" {}\"'") else arg for arg in args)
             self._console.print(f"\n[bold]$ kubectl {shown}[/]", highlight=False, soft_wrap=True)
-        answer = self._cluster.kubectl(*args, input=text, check=True).stdout
+        answer = self._cluster.kubectl(*args, check=True).stdout
         if not quiet:
             self._console.print(answer.rstrip(), highlight=False, markup=False, soft_wrap=True)
         return answer
@@ -89,7 +110,8 @@ class Stage:
     def helm(self, *args: str) -> None:
         """Run helm and show its command and the first lines of its answer."""
         self._console.print(f"\n[bold]$ helm {' '.join(args)}[/]", highlight=False, soft_wrap=True)
-        answer = self._cluster.helm(*args, check=True).stdout
+        with self._console.status("waiting for helm"):
+            answer = self._cluster.helm(*args, check=True).stdout
         for line in answer.splitlines()[:6]:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -116,15 +138,21 @@ class Stage:
 
     def install(self) -> None:
         """Install the chart, start the engines, and apply the policy in mode Observe."""
+        self.say("Flyball: the actuator is uid 0 with SYS_ADMIN, so its namespace must admit privileged pods")
         self.kubectl("create", "namespace", FLYBALL_NAMESPACE)
         self.kubectl("label", "namespace", FLYBALL_NAMESPACE, "pod-security.kubernetes.io/enforce=privileged")
         self.helm("install", "flyball", str(self._chart), "-n", FLYBALL_NAMESPACE, "--wait", "--timeout=120s")
+        self.say(f"{self._scenario.engines} engine pods of one GPU each, which answer as vLLM does")
         self.kubectl("create", "namespace", ENGINE_NAMESPACE)
-        self.kubectl("apply", "-f", "-", text=json.dumps(manifests.engine_deployment(self._scenario)))
-        self.kubectl("rollout", "status", "deployment/chat", "-n", ENGINE_NAMESPACE, "--timeout=120s")
-        self.kubectl("get", "pods", "-A", "-o", "wide")
+        self.apply("engines.yaml", manifests.engine_deployment(self._scenario))
+        with self._console.status("waiting for the engines to be ready"):
+            self.kubectl(
+                "wait", "--for=condition=Available", "deployment/chat", "-n", ENGINE_NAMESPACE, "--timeout=120s"
+            )
+        self.kubectl("get", "pods", "-A")
         self.kubectl("get", "nodeenergyplans")
-        self.kubectl("apply", "-f", "-", text=json.dumps(manifests.policy(self._scenario)))
+        self.say("a policy that only observes: it changes nothing")
+        self.apply("policy.yaml", manifests.policy(self._scenario), show=True)
         self.wait("the policy to be observed", lambda: self.condition("Ready") == "True")
         self.kubectl("get", "energypolicies")
 
