@@ -122,7 +122,7 @@ def draw(path: Path, samples: Sequence[Sample], phases: Sequence[Phase], title: 
     if steps:
         times, watts = zip(*steps, (phases[-1].end_seconds, steps[-1][1]), strict=True)
         power.step(times, watts, color="#b3261e", where="post", linestyle="dashed", label="budget")
-    power.set_ylabel("watts")
+    power.set_ylabel("watts (modelled)")
     power.set_ylim(bottom=0)
     power.legend(loc="lower left", ncols=3, frameon=False)
     clocks.fill_between(
@@ -135,13 +135,14 @@ def draw(path: Path, samples: Sequence[Sample], phases: Sequence[Phase], title: 
     )
     clocks.plot(seconds, [sample.sm_mhz[1] for sample in samples], color="#0b6e99", label="mean")
     clocks.set_ylabel("SM clock, MHz")
+    clocks.set_ylim(bottom=0)
     clocks.legend(loc="lower left", ncols=2, frameon=False)
     for axis, key, label in (
-        (first, "ttft_seconds", "time to first token, s"),
-        (between, "tpot_seconds", "time per output token, s"),
+        (first, "ttft_seconds", "time to first token, ms"),
+        (between, "tpot_seconds", "time per output token, ms"),
     ):
         points = [
-            (served.seconds, getattr(served, key))
+            (served.seconds, 1000 * getattr(served, key))
             for phase in phases
             for served in phase.served
             if getattr(served, key)
@@ -154,11 +155,14 @@ def draw(path: Path, samples: Sequence[Sample], phases: Sequence[Phase], title: 
     for axis in (power, clocks, first, between):
         axis.grid(visible=True, alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        for phase in phases:
-            axis.axvspan(phase.begin_seconds, phase.end_seconds, color="#999999", alpha=0.07)
+        axis.set_xlim(0, phases[-1].end_seconds)
+        for phase in phases[1:]:
+            axis.axvline(phase.begin_seconds, color="#999999", linewidth=1)
     for phase in phases:
-        power.text(phase.begin_seconds, power.get_ylim()[1], f" {phase.name}", va="top", fontsize=10)
-    figure.savefig(path, dpi=110)
+        power.text(
+            phase.begin_seconds, 1.01, phase.name, transform=power.get_xaxis_transform(), va="bottom", fontsize=11
+        )
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
