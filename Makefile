@@ -5,6 +5,10 @@ SHELL := /bin/sh
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/flyball
 UV := $(or $(shell command -v uv 2>/dev/null),$(CACHE)/uv/bin/uv)
 PYTHON ?= python3
+# Only a Python that was asked for is forced on uv; else uv looks for one that is new enough.
+ifneq ($(origin PYTHON),file)
+export UV_PYTHON := $(PYTHON)
+endif
 export UV_PYTHON_DOWNLOADS := never
 export UV
 
@@ -19,7 +23,7 @@ TESTS ?= tests
 ARGS ?=
 CLUSTER ?= local
 
-.PHONY: help demo test lint format crds bench cluster cluster-down clean sync
+.PHONY: help demo test lint format crds bench cluster cluster-down clean sync uv
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,11 +60,14 @@ clean: ## remove what the targets made in this checkout (the cache outside it st
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-sync: $(UV)
-	@$(UV) sync --all-packages --frozen --quiet
+# Not file targets: make would split the cache's path at its spaces.
+sync:
+	@test -x "$(UV)" || $(MAKE) --no-print-directory uv
+	@"$(UV)" sync --all-packages --frozen --quiet
 
-$(CACHE)/uv/bin/uv:
+uv:
 	@echo "flyball: no uv on PATH: installing it from PyPI into $(CACHE)/uv"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flyball: Python $$($(PYTHON) --version 2>&1 | cut -d' ' -f2) is too old: give one of at least 3.11, for example make PYTHON=python3.11"; exit 1; }
-	@$(PYTHON) -m venv "$(CACHE)/uv" || { echo "flyball: $(PYTHON) cannot make a virtual environment: on Debian, apt-get install python3-venv"; rm -rf "$(CACHE)/uv"; exit 1; }
+	@command -v "$(PYTHON)" >/dev/null || { echo "flyball: there is no $(PYTHON) on PATH: install Python 3.11 or newer, or name one, for example make PYTHON=python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flyball: Python $$("$(PYTHON)" --version 2>&1 | cut -d' ' -f2) is too old: give one of at least 3.11, for example make PYTHON=python3.11"; exit 1; }
+	@"$(PYTHON)" -m venv "$(CACHE)/uv" || { echo "flyball: $(PYTHON) cannot make a virtual environment: on Debian, apt-get install python3-venv"; rm -rf "$(CACHE)/uv"; exit 1; }
 	@"$(CACHE)/uv/bin/pip" install --quiet --disable-pip-version-check 'uv>=0.9'
