@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,7 +142,10 @@ class Stage:
         self.say("Flyball: the actuator is uid 0 with SYS_ADMIN, so its namespace must admit privileged pods")
         self.kubectl("create", "namespace", FLYBALL_NAMESPACE)
         self.kubectl("label", "namespace", FLYBALL_NAMESPACE, "pod-security.kubernetes.io/enforce=privileged")
-        self.helm("install", "flyball", str(self._chart), "-n", FLYBALL_NAMESPACE, "--wait", "--timeout=120s")
+        own = [] if os.geteuid() == 0 else ["--set", f"agent.uid={os.geteuid()}"]
+        if own:
+            self.say("without root every pod runs as you, so the actuator is told to serve your uid")
+        self.helm("install", "flyball", str(self._chart), "-n", FLYBALL_NAMESPACE, *own, "--wait", "--timeout=120s")
         self.say(f"{self._scenario.engines} engine pods of one GPU each, which answer as vLLM does")
         self.kubectl("create", "namespace", ENGINE_NAMESPACE)
         self.apply("engines.yaml", manifests.engine_deployment(self._scenario))
