@@ -232,7 +232,7 @@ class PowerBudget(RuledModel):
     reserve_watts: Watts | None = Field(
         default=None,
         description="Watts kept back for what software cannot forbid (a reboot puts cards back to their default cap)."
-        " Absent: what the policy's GPUs on its largest node would add by such a reset.",
+        " Absent: what such a reset of its worst node would add, but at most half of what is above the lowest caps.",
     )
 
 
@@ -324,11 +324,13 @@ class Ledger(ApiModel):
 
     budget_watts: int = Field(description="The budget that is in force.")
     enforced_watts: int = Field(description="Caps read back and acknowledged.")
-    in_flight_watts: int = Field(description="What caps being changed may still add to that.")
+    in_flight_watts: int = Field(description="GPUs whose cap is being changed, at the highest that may be in force.")
     unknown_watts: int = Field(description="GPUs whose node is not proven alive, at the most they can draw.")
     reserved_watts: int = Field(description="Kept back for resets.")
     free_watts: int = Field(description="Not promised to anyone.")
-    deficit_watts: int = Field(default=0, description="By how much the charges still exceed the budget; only shrinks.")
+    deficit_watts: int = Field(
+        default=0, description="By how much all that exceeds the budget; no cap is raised until it is 0."
+    )
 
 
 class MetricAttainment(ApiModel):
