@@ -102,6 +102,13 @@ def test_the_crds_are_templates_that_an_uninstall_keeps(helm: Path) -> None:
     assert ("CustomResourceDefinition", "energypolicies.flyball.dev") not in objects(helm, "crds.install=false")
 
 
+def test_of_configmaps_only_the_switch_is_within_reach(helm: Path) -> None:
+    for (kind, name), document in objects(helm).items():
+        for entry in document.get("rules", ()) if kind in {"Role", "ClusterRole"} else ():
+            if "configmaps" in entry["resources"]:
+                assert entry["resourceNames"] == ["flyball-switch"], f"{kind} {name}: {entry}"
+
+
 def test_no_rule_of_rbac_has_a_wildcard(helm: Path) -> None:
     for (kind, name), document in objects(helm).items():
         if kind in {"Role", "ClusterRole"}:

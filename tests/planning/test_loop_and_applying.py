@@ -419,3 +419,15 @@ async def test_release_that_runs_out_of_time_prints_what_is_left_and_the_command
     code, lines = await released(Installation(), 5)
     assert code == 1
     assert lines[-1] == '  kubectl annotate nodeenergyplan n0 flyball.dev/released-by-hand="<why>"'
+
+
+async def test_release_without_a_switch_says_how_to_make_it_and_fails():
+    installation = Installation()
+
+    async def missing(*_):
+        raise NotFoundError(404, "NotFound", 'configmaps "flyball-switch" not found')
+
+    installation.merge_patch = missing
+    code, lines = await released(installation, 60)
+    assert code == 1
+    assert lines[-1] == "  kubectl create configmap flyball-switch -n ns --from-literal=writes=release"

@@ -132,8 +132,15 @@ async def release_all(
             left = leftover(plans, policies)
             sentence = left.sentence()
         except NotFoundError as error:
-            say(f"nothing to release from: {error}")
-            return 0 if turned else 1
+            if turned:
+                say(f"nothing to release from: {error}")
+                return 0
+            say(f"the switch cannot be turned: {error}. Make it, then try again:")
+            say(
+                f"  kubectl create configmap {SWITCH_CONFIG_MAP} -n {namespace}"
+                f" --from-literal={SWITCH_KEY}={Switch.RELEASE.value}"
+            )
+            return 1
         except KubeError as error:
             left, sentence = None, f"the API server does not answer: {error}"
         if sentence != said:
