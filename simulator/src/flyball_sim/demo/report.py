@@ -87,7 +87,7 @@ def rows(phases: Sequence[Phase]) -> list[tuple[str, list[str]]]:
         ("sum of caps, peak", [f"{phase.peak_cap_watts:.0f} W" for phase in phases]),
         ("sum of caps, at the end", [f"{phase.end_cap_watts:.0f} W" for phase in phases]),
         ("engines behind their clock", [f"{phase.engine_lag_percent:.2f} %" for phase in phases]),
-        ("client behind its trace, worst", [f"{phase.client_lag_seconds * 1000:.0f} ms" for phase in phases]),
+        ("client behind trace, worst", [f"{phase.client_lag_seconds * 1000:.0f} ms" for phase in phases]),
     ]
 
 
