@@ -187,6 +187,36 @@ def test_a_raise_that_died_before_the_card_is_left_for_the_agent_to_ask_again(ma
     assert card.requested == 500
 
 
+def test_with_its_record_damaged_a_lowered_card_is_not_called_released(make_card, record, clock, quiet_log):
+    card = make_card()
+    card.raised_by_somebody(500)
+    governor = Governor(card, record, clock, quiet_log)
+    governor.reconcile(damaged=True)
+    with pytest.raises(RefusedError, match=r"500 W, below its default of 700 W.*nvidia-smi"):
+        governor.release()
+    assert "RecordLost" in codes(governor.read(writes=True))
+    card.raised_by_somebody(700)
+    assert codes(governor.release()) == set()
+
+
+def test_a_cap_granted_over_a_damaged_record_is_not_taken_for_a_limit_from_before_us(
+    make_card, record, clock, quiet_log
+):
+    card = make_card()
+    card.raised_by_somebody(500)
+    governor = Governor(card, record, clock, quiet_log)
+    governor.reconcile(damaged=True)
+    governor.apply(None, 400, 400)
+    with pytest.raises(RefusedError, match="record of who"):
+        governor.release()
+
+
+def test_a_damaged_record_matters_only_to_cards_below_their_default(make_card, record, clock, quiet_log):
+    governor = Governor(make_card(), record, clock, quiet_log)
+    governor.reconcile(damaged=True)
+    governor.release()
+
+
 def test_a_limit_from_before_us_is_what_we_raise_and_release_to(governor, card):
     card.raised_by_somebody(450)
     governor.apply(None, 300, 300)

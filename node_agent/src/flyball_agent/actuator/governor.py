@@ -91,6 +91,7 @@ class Governor:
         self._cap_failures = 0
         self._disarmed = False
         self._observe_only: str | None = None
+        self._record_lost = False
         self._faults: dict[str, str] = {}
         self._notices: dict[str, tuple[float, str]] = {}
         self._writes = {"cap": 0, "lock": 0, "reset": 0}
@@ -105,6 +106,7 @@ class Governor:
     def reconcile(self, *, damaged: bool) -> None:
         """At start: reset the lock that an earlier life left; adopt its cap, and put it back if it was raised."""
         entry = self._record.entry(self.identity.uuid)
+        self._record_lost = damaged
         if entry.lock or damaged:
             self._log.warning("resetting a clock lock of an earlier life", gpu=self.identity.uuid)
             self.reset_owed = True
@@ -196,6 +198,8 @@ class Governor:
                             f"GPU {uuid} shows a cap of {requested:g} W after its default of {target:g} W was restored:"
                             f" it is tried again",
                         )
+            if self._record_lost:
+                self._check_restored(requested)
             self._record.put(uuid, EMPTY)
         except DeviceError as error:
             raise self._note(error) from error
@@ -203,11 +207,22 @@ class Governor:
             # The card is restored, but the next start would take the entry for a cap to be put back.
             raise self._note_unrecorded(error) from error
         self._cap = self._granted = self._foreign = None
-        for code in ("CapNotInForce", "ForeignCap", "ClockNotAchieved", "NvmlError", "RecordFailed"):
+        for code in ("CapNotInForce", "ForeignCap", "ClockNotAchieved", "NvmlError", "RecordFailed", "RecordLost"):
             self._faults.pop(code, None)
-        self._disarmed = False
+        self._disarmed = self._record_lost = False
         self._clock_failures = self._cap_failures = 0
         return self.report()
+
+    def _check_restored(self, requested_watts: float) -> None:
+        """Without its record a card below its default cap may hold ours or a person's limit: a person must say."""
+        uuid, default = self.identity.uuid, self.identity.cap_default_watts
+        if requested_watts >= default - TOLERANCE_WATTS:
+            return
+        self._faults["RecordLost"] = (
+            f"GPU {uuid} has a cap of {requested_watts:g} W, below its default of {default:g} W, and the record of who"
+            f" set it was damaged: give the card its default back (nvidia-smi -i {uuid} -pl {default:g})"
+        )
+        raise RefusedError("RecordLost", self._faults["RecordLost"])
 
     def read(self, *, writes: bool, ticket: Ticket | None = None) -> dict[str, Any]:
         """Measure, judge the lock, and look after the cap; a card that does not answer is a report with a fault."""
