@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,10 @@ def installation(local_cluster: LocalCluster, eventually: Callable[..., Any]) ->
         kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=privileged", check=True)
         kubectl("create", "namespace", manifests.ENGINE_NAMESPACE, check=True)
         try:
-            local_cluster.helm("install", "flyball", str(CHART), "-n", NAMESPACE, "--wait", "--timeout=60s", check=True)
+            # Without root a simulated node cannot give the agent a user of its own.
+            own = [] if os.geteuid() == 0 else ["--set", f"agent.uid={os.geteuid()}"]
+            install = ("install", "flyball", str(CHART), "-n", NAMESPACE, "--wait", "--timeout=60s", *own)
+            local_cluster.helm(*install, check=True)
             found.apply(manifests.engine_deployment(SCENARIO))
             kubectl(
                 "rollout", "status", "deployment/chat", "-n", manifests.ENGINE_NAMESPACE, "--timeout=60s", check=True

@@ -119,6 +119,7 @@ def test_an_upgrade_keeps_the_switch_and_ends_with_everything_enforced(enforced)
             "-n",
             enforced.namespace,
             "--set=agent.logFormat=console",
+            "--reuse-values",
             "--wait",
             "--timeout=120s",
             check=True,

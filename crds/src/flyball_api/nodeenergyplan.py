@@ -157,8 +157,8 @@ class Fault(ApiModel):
 
     code: Annotated[str, Field(min_length=1, max_length=64)] = Field(
         description="One word: NoPermission, NotSupported, GpuLost, NvmlError, NvmlHung, DriverReloaded, CapNotInForce,"
-        " CapAboveGrant, ForeignCap, ClockNotAchieved, RecordFailed, MetricsStale, MetricMissing, Degraded, MigEnabled,"
-        " Shared, ActuatorLost, UnknownGpu, Stopped."
+        " CapAboveGrant, ForeignCap, ClockNotAchieved, RecordFailed, RecordLost, MetricsStale, MetricMissing, Degraded,"
+        " MigEnabled, Shared, ActuatorLost, UnknownGpu, Stopped."
     )
     message: Annotated[str, Field(max_length=512)] = Field(
         default="", description="A sentence with value, bound and mend."

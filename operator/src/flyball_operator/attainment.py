@@ -48,7 +48,8 @@ class Evidence:
         """GPU energy per generated token; None when no token was generated."""
         if self.generated_tokens < 1:
             return None
-        return round(self.energy_joules / self.generated_tokens, 4)
+        # Three digits: NVML's energy counter is good for no more, and kubectl prints the number as it is.
+        return float(f"{self.energy_joules / self.generated_tokens:.3g}")
 
 
 def window_seconds(slo: Slo | None) -> int:

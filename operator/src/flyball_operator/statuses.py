@@ -134,7 +134,8 @@ def _numbers(status: EnergyPolicyStatus) -> dict[str, float]:
 
 _OPENED: Final[Mapping[tuple[str, str], tuple[EventKind, str]]] = {
     ("Enforced", "ReadBack"): ("Normal", "Enforced"),
-    ("BudgetRespected", "Deficit"): ("Warning", "BudgetDeficit"),
+    # Every cut begins with one; what makes it last (a silent node, a fault) has a Warning of its own.
+    ("BudgetRespected", "Deficit"): ("Normal", "BudgetDeficit"),
     ("BudgetRespected", "BudgetBelowFloors"): ("Warning", "BudgetBelowFloors"),
     ("Degraded", "NodeUnreachable"): ("Warning", "NodeUnreachable"),
     ("Degraded", "GpuFault"): ("Warning", "Degraded"),
