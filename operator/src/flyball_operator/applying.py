@@ -18,9 +18,16 @@ from flyball_api.kube_errors import (
     UnreachableError,
 )
 from flyball_api.kube_types import ENERGY_POLICIES, NODE_ENERGY_PLANS, KubeWriter
-from flyball_api.names import API_VERSION, FINALIZER, GROUP, OPERATOR_FIELD_MANAGER
+from flyball_api.names import API_VERSION, FINALIZER, GROUP, OPERATOR_FIELD_MANAGER, RELEASED_BY_HAND
 from flyball_api.nodeenergyplan import NodeEnergyPlanSpec
-from flyball_operator.planning import Actions, ApplyPlan, CreatePlan, SetFinalizer, WriteStatus
+from flyball_operator.planning import (
+    Actions,
+    ApplyPlan,
+    CreatePlan,
+    SetFinalizer,
+    WithdrawRelease,
+    WriteStatus,
+)
 from flyball_operator.statuses import PolicyEvent
 from flyball_operator.store import ClusterStore
 
@@ -87,6 +94,7 @@ class Applier:
         jobs += [("create_plan", entry.name, self._create(entry)) for entry in actions.creates]
         jobs += [("plan", entry.name, self._apply_plan(entry)) for entry in actions.plans]
         jobs += [("finalizer", entry.policy, self._set_finalizer(entry)) for entry in actions.finalizers]
+        jobs += [("withdrawal", entry.name, self._withdraw_release(entry)) for entry in actions.withdrawals]
         jobs += [("status", entry.policy, self._write_status(entry)) for entry in actions.statuses]
         jobs += [("event", entry.policy, self._post_event(entry)) for entry in actions.events]
         outcomes = await asyncio.gather(*(self._one(*job) for job in jobs), return_exceptions=True)
@@ -146,6 +154,11 @@ class Applier:
         body = {"apiVersion": API_VERSION, "kind": "EnergyPolicy", "metadata": metadata}
         self._store.policy_seen(await self._kube.apply(ENERGY_POLICIES, body, field_manager=OPERATOR_FIELD_MANAGER))
         self._log.info("finalizer set" if entry.present else "finalizer taken off", policy=entry.policy)
+
+    async def _withdraw_release(self, entry: WithdrawRelease) -> None:
+        metadata = {"resourceVersion": entry.resource_version, "annotations": {RELEASED_BY_HAND: None}}
+        self._store.plan_written(await self._kube.merge_patch(NODE_ENERGY_PLANS, entry.name, {"metadata": metadata}))
+        self._log.info("release by hand is over: the node speaks again", plan=entry.name)
 
     async def _write_status(self, entry: WriteStatus) -> None:
         body = {

@@ -153,6 +153,9 @@ def _groups(
 
 def _bounds(spec: EnergyPolicySpec, gpus: Sequence[Gpu], narrow: set[str]) -> tuple[int, int]:
     """Lowest and highest cap of one GPU of a group, in watts."""
+    held = _held(gpus)
+    if held is not None:
+        return held, held
     limits = spec.limits.cap_watts
     lowest = max(gpu.card_min_watts for gpu in gpus)
     highest = min(gpu.card_max_watts for gpu in gpus)
@@ -172,12 +175,21 @@ def _bounds(spec: EnergyPolicySpec, gpus: Sequence[Gpu], narrow: set[str]) -> tu
     return floor, max(floor, min(highest, default if limits.max is None else limits.max))
 
 
+def _held(gpus: Sequence[Gpu]) -> int | None:
+    """The one cap that a group can have now; None: it can be moved."""
+    stuck = [charge(gpu).watts for gpu in gpus if gpu.unwritable]
+    if stuck:
+        # What cannot be cut there has to be cut elsewhere.
+        return max(stuck)
+    if any(gpu.status is None or not gpu.status.cap_max_watts for gpu in gpus):
+        # Its agent has not told the card's bounds (any more): what is granted stays.
+        return common_cap(gpus)
+    return None
+
+
 def _without_raise_in_the_dark(group: Group, gpus: Sequence[Gpu]) -> Group:
     """A silent node's caps may be lowered, for when it comes back, but nothing is raised there."""
     current = common_cap(gpus)
-    if current is not None and any(gpu.status is None for gpu in gpus):
-        # Its agent has not told the card's bounds (any more): what is granted stays.
-        return replace(group, ceiling_watts=current, floor_watts=current)
     if current is None or all(gpu.liveness is Liveness.ALIVE for gpu in gpus):
         return group
     ceiling = min(group.ceiling_watts, current)

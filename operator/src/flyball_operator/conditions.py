@@ -250,9 +250,11 @@ def _slo_met(spec: EnergyPolicySpec | None, evidence: Evidence) -> Finding:
     slo = spec.slo if spec is not None else None
     if slo is None:
         return Finding("SLOMet", "Unknown", "NoSlo", "no spec.slo: none is judged")
-    first_tokens = max(total for total, _ in (evidence.latencies[0], evidence.latencies[2]))
+    # Only an slo of nothing but inter-token latency has no count of requests; its observations stand in for them.
+    per_request = slo.time_to_first_token is not None or slo.end_to_end is not None
+    counted_by = (evidence.latencies[0], evidence.latencies[2]) if per_request else (evidence.latencies[1],)
     needed = slo.attainment.minimum_requests
-    if first_tokens < needed:
+    if max(total for total, _ in counted_by) < needed:
         return Finding(
             "SLOMet",
             "Unknown",

@@ -45,6 +45,10 @@ LOWEST_CAP_WATTS: Final = 50
 """The API's own lower bound for a cap."""
 
 
+UNWRITABLE_FAULTS: Final = frozenset({"NoPermission", "NotSupported", "GpuLost", "NvmlHung"})
+"""Faults that stay until somebody mends the card or its permissions."""
+
+
 class Liveness(StrEnum):
     """Whether what a node's agent said last still holds."""
 
@@ -120,6 +124,13 @@ class Gpu:
         return self.entry is not None and self.entry.action == "Release" and (self.acknowledged or self.vouched)
 
     @property
+    def unwritable(self) -> bool:
+        """Its agent lives and cannot write to the card, and will not before a person mends it."""
+        if self.status is None or self.liveness is not Liveness.ALIVE:
+            return False
+        return any(fault.code in UNWRITABLE_FAULTS for fault in self.status.faults)
+
+    @property
     def pod_key(self) -> str | None:
         """`namespace/name` of the pod that holds it; None: nobody does."""
         if self.status is None or self.status.pod is None:
@@ -145,7 +156,7 @@ class NodeView:
     @property
     def forgotten(self) -> bool:
         """A person vouches for it and its agent does not speak: nothing there counts."""
-        return bool(self.plan.released_by_hand) and self.liveness is not Liveness.ALIVE
+        return vouched(self.plan, self.liveness)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +186,11 @@ def liveness(plan: Plan, agent: Agent | None, now: Instant) -> Liveness:
     return Liveness.UNKNOWN if judged else Liveness.SETTLING
 
 
+def vouched(plan: Plan, liveness: Liveness) -> bool:
+    """Whether a person's word stands in for the node's: only while the node itself is silent."""
+    return bool(plan.released_by_hand) and liveness is Liveness.UNKNOWN
+
+
 def view(state: ClusterState, now: Instant) -> Fleet:
     """Join what is known about every GPU."""
     nodes: dict[str, NodeView] = {}
@@ -191,7 +207,7 @@ def view(state: ClusterState, now: Instant) -> Fleet:
                 entry=entries.get(uuid),
                 status=statuses.get(uuid),
                 liveness=alive,
-                vouched=bool(plan.released_by_hand),
+                vouched=vouched(plan, alive),
                 product_max_watts=product,
             )
             for uuid in dict.fromkeys((*statuses, *entries))

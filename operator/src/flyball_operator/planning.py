@@ -60,6 +60,14 @@ class SetFinalizer:
 
 
 @dataclass(frozen=True, slots=True)
+class WithdrawRelease:
+    """Take a person's word off a plan whose node speaks for itself again: it was about the silence that is over."""
+
+    name: str
+    resource_version: str
+
+
+@dataclass(frozen=True, slots=True)
 class WriteStatus:
     """Write the status of a policy."""
 
@@ -76,6 +84,7 @@ class Actions:
         creates: plans to create.
         plans: plan specs to write.
         finalizers: finalizers to set.
+        withdrawals: plans whose release by hand is over.
         statuses: statuses to write.
         events: Events to post.
         memory: for the next state.
@@ -87,6 +96,7 @@ class Actions:
     creates: tuple[CreatePlan, ...] = ()
     plans: tuple[ApplyPlan, ...] = ()
     finalizers: tuple[SetFinalizer, ...] = ()
+    withdrawals: tuple[WithdrawRelease, ...] = ()
     statuses: tuple[WriteStatus, ...] = ()
     events: tuple[PolicyEvent, ...] = ()
     memory: Memory = field(default_factory=Memory)
@@ -97,7 +107,7 @@ class Actions:
     @property
     def writes(self) -> int:
         """How many requests these are."""
-        return sum(map(len, (self.creates, self.plans, self.finalizers, self.statuses, self.events)))
+        return sum(map(len, (self.creates, self.plans, self.finalizers, self.withdrawals, self.statuses, self.events)))
 
 
 def plan(state: ClusterState, now: Instant) -> Actions:
@@ -171,6 +181,7 @@ class _Planning:
             creates=self._creates() if state.switch is Switch.ENABLED else (),
             plans=plans,
             finalizers=self._finalizers() if writing else (),
+            withdrawals=self._withdrawals() if writing else (),
             statuses=writes,
             events=events,
             memory=memory,
@@ -290,9 +301,17 @@ class _Planning:
                     found.append(SetFinalizer(name, policy.uid, present=False))
                 continue
             enforces = policy.spec is not None and not (policy.deleting or observes or releasing)
-            if enforces and self._targets.by_policy[name].gpus:
+            # Also for what a namesake left behind: it is released only under a finalizer.
+            if enforces and (self._targets.by_policy[name].gpus or self._entries.get(name)):
                 found.append(SetFinalizer(name, policy.uid, present=True))
         return tuple(found)
+
+    def _withdrawals(self) -> tuple[WithdrawRelease, ...]:
+        return tuple(
+            WithdrawRelease(name, node.plan.resource_version)
+            for name, node in self._fleet.nodes.items()
+            if node.plan.released_by_hand and node.liveness is Liveness.ALIVE
+        )
 
     def _samples(self) -> dict[tuple[str, str], tuple[Sample, ...]]:
         samples: dict[tuple[str, str], tuple[Sample, ...]] = {}
@@ -390,6 +409,9 @@ class _Planning:
 
     def _statuses(self, reports: Mapping[str, Report]) -> tuple[tuple[WriteStatus, ...], tuple[PolicyEvent, ...]]:
         memory, moment = self._state.memory, self._now.monotonic_seconds
+        if self._state.uncertain_plans or (self._state.switch is not Switch.STOPPED and not self._fenced):
+            # A write that got no answer, or an older leader's, may still land: no budget is acknowledged before that.
+            return (), ()
         writes: list[WriteStatus] = []
         events: list[PolicyEvent] = []
         for name, report in reports.items():

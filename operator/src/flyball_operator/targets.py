@@ -94,6 +94,7 @@ def _gpus_by_pod(state: ClusterState, fleet: Fleet) -> dict[tuple[str, str], lis
     """GPUs by (node, pod key)."""
     running = {pod.uid: pod for pod in state.pods.values() if pod.running}
     held: dict[tuple[str, str], list[Gpu]] = {}
+    told = {(gpu.node, gpu.pod_key) for gpu in fleet.gpus() if gpu.pod_key is not None}
     for gpu in fleet.gpus():
         key = gpu.pod_key
         if key is None and gpu.entry is not None:
@@ -101,6 +102,8 @@ def _gpus_by_pod(state: ClusterState, fleet: Fleet) -> dict[tuple[str, str], lis
             # life, so what was granted for a pod that still runs there is still that pod's.
             granted_for = running.get(gpu.entry.group)
             key = granted_for.key if granted_for is not None and granted_for.node == gpu.node else None
+            if gpu.liveness is Liveness.ALIVE and (gpu.node, key) in told:
+                key = None  # the agent has told which GPUs that pod holds, and this is none of them
         if key is not None:
             held.setdefault((gpu.node, key), []).append(gpu)
     return held
