@@ -47,6 +47,22 @@ def test_a_word_left_on_a_plan_does_not_stand_in_for_a_node_that_speaks(world):
     assert {card.cap for card in world.cards()} == {CAP_MAX}
 
 
+def test_a_word_counts_for_the_card_that_a_speaking_node_cannot_restore_and_is_then_withdrawn(world):
+    broken, sound = world.nodes["n1"].cards
+    world.policies["p"] = replace(world.policies["p"], deleting=True)
+    world.tick()
+    world.deliver("n0")
+    broken.faults = ({"code": "GpuLost"},)
+    world.report("n1")
+    world.tick()
+    vouch(world, "n1")
+    world.tick()
+    assert broken.uuid not in world.entries()
+    assert sound.uuid in world.entries(), "it can answer for itself"
+    world.tick()
+    assert withdrawn(world) == ["n1"]
+
+
 def test_after_a_restart_a_node_not_yet_heard_of_is_not_forgotten_for_an_old_word(world):
     vouch(world, "n1")
     granted = world.caps()

@@ -121,7 +121,16 @@ class Gpu:
     @property
     def released(self) -> bool:
         """A Release entry whose carrying out is proved, or vouched for by a person."""
-        return self.entry is not None and self.entry.action == "Release" and (self.acknowledged or self.vouched)
+        if self.entry is None or self.entry.action != "Release":
+            return False
+        return self.acknowledged or self.taken_on_trust
+
+    @property
+    def taken_on_trust(self) -> bool:
+        """A person's word stands in for the node's: the node is silent, or says itself that it cannot restore this."""
+        if not self.vouched or self.liveness is Liveness.SETTLING:
+            return False
+        return self.liveness is Liveness.UNKNOWN or (self.status is not None and bool(self.status.faults))
 
     @property
     def unwritable(self) -> bool:
@@ -156,7 +165,7 @@ class NodeView:
     @property
     def forgotten(self) -> bool:
         """A person vouches for it and its agent does not speak: nothing there counts."""
-        return vouched(self.plan, self.liveness)
+        return bool(self.plan.released_by_hand) and self.liveness is Liveness.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +195,6 @@ def liveness(plan: Plan, agent: Agent | None, now: Instant) -> Liveness:
     return Liveness.UNKNOWN if judged else Liveness.SETTLING
 
 
-def vouched(plan: Plan, liveness: Liveness) -> bool:
-    """Whether a person's word stands in for the node's: only while the node itself is silent."""
-    return bool(plan.released_by_hand) and liveness is Liveness.UNKNOWN
-
-
 def view(state: ClusterState, now: Instant) -> Fleet:
     """Join what is known about every GPU."""
     nodes: dict[str, NodeView] = {}
@@ -207,7 +211,7 @@ def view(state: ClusterState, now: Instant) -> Fleet:
                 entry=entries.get(uuid),
                 status=statuses.get(uuid),
                 liveness=alive,
-                vouched=vouched(plan, alive),
+                vouched=bool(plan.released_by_hand),
                 product_max_watts=product,
             )
             for uuid in dict.fromkeys((*statuses, *entries))

@@ -61,7 +61,7 @@ class SetFinalizer:
 
 @dataclass(frozen=True, slots=True)
 class WithdrawRelease:
-    """Take a person's word off a plan whose node speaks for itself again: it was about the silence that is over."""
+    """Take a person's word off a plan whose node speaks for itself: left there, it would count for a later silence."""
 
     name: str
     resource_version: str
@@ -310,7 +310,9 @@ class _Planning:
         return tuple(
             WithdrawRelease(name, node.plan.resource_version)
             for name, node in self._fleet.nodes.items()
-            if node.plan.released_by_hand and node.liveness is Liveness.ALIVE
+            if node.plan.released_by_hand
+            and node.liveness is Liveness.ALIVE
+            and not any(gpu.released and not gpu.acknowledged for gpu in node.gpus.values())
         )
 
     def _samples(self) -> dict[tuple[str, str], tuple[Sample, ...]]:
