@@ -123,6 +123,7 @@ def test_a_node_that_cannot_answer_is_named_with_the_command_that_releases_it(en
             lambda: (
                 f"kubectl annotate nodeenergyplan {lost} flyball.dev/released-by-hand="
                 in enforced.condition("Released")["message"]
+                and enforced.condition("Released")["reason"] == "NodeUnreachable"
             ),
         )
         enforced.until("the other node is released", lambda: not enforced.locked(other))

@@ -63,6 +63,17 @@ def test_a_word_counts_for_the_card_that_a_speaking_node_cannot_restore_and_is_t
     assert withdrawn(world) == ["n1"]
 
 
+def test_a_card_that_only_tells_of_something_still_has_to_prove_its_release(world):
+    card = world.nodes["n1"].cards[0]
+    world.policies["p"] = replace(world.policies["p"], deleting=True)
+    world.tick()
+    card.faults = ({"code": "DriverReloaded"},)
+    world.report("n1")
+    vouch(world, "n1")
+    world.tick()
+    assert card.uuid in world.entries()
+
+
 def test_after_a_restart_a_node_not_yet_heard_of_is_not_forgotten_for_an_old_word(world):
     vouch(world, "n1")
     granted = world.caps()

@@ -312,9 +312,9 @@ def _released(report: Report) -> Finding | None:
             f"{listed(dark)} cannot answer, so it is not proved that its GPUs are restored. They are once its agent "
             f"is back; if it never will be, release by hand: {commands}",
         )
-    failing = [gpu for gpu in held if gpu.status is not None and gpu.status.faults]
+    failing = [gpu for gpu in held if gpu.unrestorable]
     if failing:
-        faults = listed(f"{gpu.node}/{gpu.uuid}: {gpu.status.faults[0].code}" for gpu in failing if gpu.status)
+        faults = listed(f"{gpu.node}/{gpu.uuid}: {gpu.unrestorable}" for gpu in failing)
         commands = "; ".join(release_command(node) for node in sorted({gpu.node for gpu in failing})[:NAMED])
         text = f"{_releasing_text(held)}; {faults}; if that cannot be mended, release by hand: {commands}"
         return Finding("Released", "False", "GpuFault", text)

@@ -49,6 +49,17 @@ UNWRITABLE_FAULTS: Final = frozenset({"NoPermission", "NotSupported", "GpuLost",
 """Faults that stay until somebody mends the card or its permissions."""
 
 
+UNRESTORABLE_FAULTS: Final = UNWRITABLE_FAULTS | {
+    "ActuatorLost",
+    "CapNotInForce",
+    "NvmlError",
+    "RecordFailed",
+    "RecordLost",
+    "UnknownGpu",
+}
+"""Faults with which an agent cannot prove a release. Others only tell of something, a driver reload for example."""
+
+
 class Liveness(StrEnum):
     """Whether what a node's agent said last still holds."""
 
@@ -130,7 +141,13 @@ class Gpu:
         """A person's word stands in for the node's: the node is silent, or says itself that it cannot restore this."""
         if not self.vouched or self.liveness is Liveness.SETTLING:
             return False
-        return self.liveness is Liveness.UNKNOWN or (self.status is not None and bool(self.status.faults))
+        return self.liveness is Liveness.UNKNOWN or bool(self.unrestorable)
+
+    @property
+    def unrestorable(self) -> str:
+        """The fault that keeps its agent from proving a release; empty: none."""
+        faults = self.status.faults if self.status is not None else ()
+        return next((fault.code for fault in faults if fault.code in UNRESTORABLE_FAULTS), "")
 
     @property
     def unwritable(self) -> bool:
