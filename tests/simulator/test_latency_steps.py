@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flyball_sim.engine.models import STEP_TIMES, StepCost, UnknownEngineError, step_model
 from flyball_sim.gpu.types import GPU_TYPES
+from flyball_sim.latency.steps import STEP_TIMES, StepCost, UnknownEngineError, step_model
 
 H100 = GPU_TYPES["H100-SXM5"]
 
