@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
-from flyball_sim.gpu.types import GpuType
+from flyball_sim.gpu.delays import lock_delay_from
+from flyball_sim.gpu.dies import NOMINAL_DIE, Die
+from flyball_sim.gpu.kind import GpuType
 
 REASON_IDLE = 0x1
 REASON_SW_POWER_CAP = 0x4
@@ -26,12 +27,8 @@ _CAP_DOWN_TAU_SECONDS = 0.05
 _CAP_UP_TAU_SECONDS = 0.2
 _CAP_SETTLED_WATTS = 0.5
 _LAG_GRID_SECONDS = 0.01
-_LOCK_SIGMA = math.log(100.0 / 20.0) / 2.326  # puts the 99th percentile at 100 ms for a median of 20 ms
-_LOCK_TAIL_SHARE = 0.005
-_LOCK_TAIL_SECONDS = (0.2, 0.5)
 _GRID_SLACK = 1e-9  # keeps a value that is on a grid, up to rounding, from falling one step short
 _SENSOR_HZ = 1.0 / SENSOR_PERIOD_SECONDS
-_NORMAL = NormalDist()
 _MASK64 = (1 << 64) - 1
 
 
@@ -124,25 +121,27 @@ def booted(
 
 
 def static_watts(gpu_type: GpuType, load: GpuLoad) -> float:
-    """Power that no SM clock changes: idle, context, the floor of running kernels, and memory traffic."""
+    """Power that no SM clock changes: idle, the floor of running kernels, and memory traffic."""
     if not load.context:
         return gpu_type.idle_watts
     waiting = gpu_type.idle_watts + gpu_type.context_watts
-    running = max(gpu_type.power.static_watts, waiting)
-    return waiting + (running - waiting) * load.busy + gpu_type.power.hbm_watts * load.memory_use
+    kernels = (gpu_type.active_floor_watts - waiting) * load.busy + gpu_type.power.hbm_watts * load.memory_use
+    return waiting - gpu_type.context_watts * gpu_type.context_clock_share + kernels
 
 
 def dynamic_watts(gpu_type: GpuType, load: GpuLoad) -> float:
     """Power that scales with the SM clock, at the highest one."""
     if not load.context:
         return 0.0
-    return gpu_type.power.sm_watts * load.memory_use + gpu_type.power.tensor_watts * load.compute_use
+    kernels = gpu_type.power.sm_watts * load.memory_use + gpu_type.power.tensor_watts * load.compute_use
+    return gpu_type.context_watts * gpu_type.context_clock_share + kernels
 
 
-def power_at(gpu_type: GpuType, load: GpuLoad, sm_mhz: float) -> float:
+def power_at(gpu_type: GpuType, load: GpuLoad, sm_mhz: float, die: Die = NOMINAL_DIE) -> float:
     """Watts of a card that runs `load` at `sm_mhz`."""
-    scale = math.pow(sm_mhz / gpu_type.sm_max_mhz, gpu_type.power.clock_exponent)
-    return static_watts(gpu_type, load) + dynamic_watts(gpu_type, load) * scale
+    waiting = gpu_type.waiting_watts(sm_mhz) if load.context else gpu_type.idle_watts
+    total = static_watts(gpu_type, load) + dynamic_watts(gpu_type, load) * gpu_type.clock_scale(sm_mhz)
+    return waiting * die.idle_factor + (total - waiting) * die.power_factor
 
 
 def snap_down(gpu_type: GpuType, sm_mhz: float) -> int:
@@ -152,22 +151,36 @@ def snap_down(gpu_type: GpuType, sm_mhz: float) -> int:
     return gpu_type.sm_min_mhz + gpu_type.sm_step_mhz * min(max(steps, 0), highest)
 
 
+def unlocked_or_locked_mhz(gpu_type: GpuType, lock_sm_mhz: tuple[int, int] | None) -> int:
+    """The SM clock a card with a context runs at where no cap binds."""
+    if lock_sm_mhz is None:
+        return gpu_type.sm_max_mhz
+    return snap_down(gpu_type, min(lock_sm_mhz[1], gpu_type.lock_ceiling_mhz))
+
+
 def clock_under(
-    gpu_type: GpuType, load: GpuLoad, cap_watts: float, lock_sm_mhz: tuple[int, int] | None
+    gpu_type: GpuType,
+    load: GpuLoad,
+    cap_watts: float,
+    lock_sm_mhz: tuple[int, int] | None,
+    *,
+    die: Die = NOMINAL_DIE,
 ) -> tuple[int, int]:
     """The SM clock (MHz) a card settles at, and its event reasons: free boost, then the cap, then the lock."""
     if not load.context:
         return gpu_type.sm_min_mhz, REASON_IDLE
     reasons = REASON_IDLE if load.busy <= 0.0 else 0
-    wanted = gpu_type.sm_max_mhz
-    if lock_sm_mhz is not None:
-        wanted = snap_down(gpu_type, min(lock_sm_mhz[1], gpu_type.lock_ceiling_mhz))
-    if power_at(gpu_type, load, wanted) <= cap_watts:
+    wanted = unlocked_or_locked_mhz(gpu_type, lock_sm_mhz)
+    if power_at(gpu_type, load, wanted, die) <= cap_watts:
         return wanted, reasons
-    dynamic, headroom = dynamic_watts(gpu_type, load), cap_watts - static_watts(gpu_type, load)
-    share = min(headroom / dynamic, 1.0) if headroom > 0.0 and dynamic > 0.0 else 0.0
-    ceiling = gpu_type.sm_max_mhz * math.pow(share, 1.0 / gpu_type.power.clock_exponent)
-    return min(snap_down(gpu_type, ceiling), wanted), reasons | REASON_SW_POWER_CAP
+    fits, over = 0, (wanted - gpu_type.sm_min_mhz) // gpu_type.sm_step_mhz
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        if power_at(gpu_type, load, gpu_type.sm_min_mhz + middle * gpu_type.sm_step_mhz, die) <= cap_watts:
+            fits = middle
+        else:
+            over = middle
+    return gpu_type.sm_min_mhz + fits * gpu_type.sm_step_mhz, reasons | REASON_SW_POWER_CAP
 
 
 def step(gpu_type: GpuType, state: GpuState, load: GpuLoad, requested: GpuSettings, dt_seconds: float) -> GpuState:
@@ -254,13 +267,10 @@ def _next_lag_time(now_seconds: float) -> float:
 
 
 def _lock_delay(gpu_type: GpuType, random_state: int) -> tuple[float, int]:
-    """Seconds until a lock takes effect, and the generator's next state (lognormal, with a rare long tail)."""
+    """Seconds until a lock takes effect, and the generator's next state."""
     kind, random_state = _uniform(random_state)
     place, random_state = _uniform(random_state)
-    if kind < _LOCK_TAIL_SHARE:
-        shortest, longest = _LOCK_TAIL_SECONDS
-        return shortest + (longest - shortest) * place, random_state
-    return gpu_type.lock_latency_median_seconds * math.exp(_LOCK_SIGMA * _NORMAL.inv_cdf(place)), random_state
+    return lock_delay_from(gpu_type, kind, place), random_state
 
 
 def _uniform(random_state: int) -> tuple[float, int]:
