@@ -1,0 +1,1 @@
+"""The simulator beside published measurements: what `flyball-sim validate` prints."""
