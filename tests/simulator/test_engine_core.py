@@ -29,7 +29,8 @@ def core(kv_blocks: int = 10_000, **limits: int) -> EngineCore:
 
 def seconds_of(decodes: int, held: int, chunks: list[tuple[int, int]], sm_mhz: float = 1980) -> float:
     cost = MODEL.cost(decodes, held, chunks)
-    return cost.host_seconds + cost.fixed_seconds + cost.clocked_seconds * 1980 / sm_mhz
+    on_card = cost.fixed_seconds / H100.bandwidth_factor(sm_mhz) + cost.clocked_seconds * 1980 / sm_mhz
+    return cost.host_seconds + on_card
 
 
 # -- one request -------------------------------------------------------------------------------------------

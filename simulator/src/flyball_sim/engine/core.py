@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from flyball_sim.engine.models import BLOCK_TOKENS, StepCost, StepModel
@@ -38,11 +38,16 @@ class EngineLimits:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """A prompt of `prompt_tokens` that is answered with exactly `output_tokens` tokens."""
+    """A prompt of `prompt_tokens` that is answered with exactly `output_tokens` tokens.
+
+    `cached_tokens` of the prompt need no prefill: a prefix that is in the cache, or keys and values that came from
+    a prefill engine. They take KV blocks all the same.
+    """
 
     request_id: str
     prompt_tokens: int
     output_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class RequestTiming:
     scheduled_seconds: float
     first_token_seconds: float
     finished_seconds: float
+    request_id: str = ""
 
 
 class TokenEvent(NamedTuple):
@@ -182,6 +188,15 @@ class EngineCore:
         """KV blocks in all."""
         return self._model.kv_blocks
 
+    @property
+    def step_cost(self) -> StepCost | None:
+        """The cost of the step under way."""
+        return None if self._step is None else self._step.cost
+
+    def set_batch_limit(self, max_num_seqs: int) -> None:
+        """Admit no more than this many sequences to the batch from now on."""
+        self._limits = replace(self._limits, max_num_seqs=max_num_seqs)
+
     def submit(self, request: EngineRequest, now_seconds: float) -> None:
         """Queue a request that arrives now.
 
@@ -302,7 +317,8 @@ class EngineCore:
         self._sm_mhz = clamped
 
     def _gpu_duration(self, cost: StepCost) -> float:
-        return cost.fixed_seconds + cost.clocked_seconds * self._model.reference_mhz / self._sm_mhz
+        fixed = cost.fixed_seconds / self._model.gpu.bandwidth_factor(self._sm_mhz)
+        return fixed + cost.clocked_seconds * self._model.reference_mhz / self._sm_mhz
 
     def _step_end(self, step: _Step) -> float:
         return step.since + (1.0 - step.done) * (step.cost.host_seconds + self._gpu_duration(step.cost))
@@ -359,6 +375,9 @@ class EngineCore:
             # All of it must fit, or long prompts would be admitted only to be preempted half-way.
             if _blocks(sequence.uncomputed) > self._free_blocks:
                 break
+            if not sequence.generated:
+                # The last token of a prompt is computed even where all are cached: its output is the first token.
+                sequence.computed = min(sequence.request.cached_tokens, sequence.request.prompt_tokens - 1)
             tokens = min(sequence.uncomputed, budget)
             self._grow(sequence, tokens)
             self._waiting.popleft()
@@ -405,6 +424,7 @@ class EngineCore:
                     scheduled_seconds=sequence.arrival if sequence.scheduled is None else sequence.scheduled,
                     first_token_seconds=sequence.first_token,
                     finished_seconds=end,
+                    request_id=request_id,
                 )
                 self._running.remove(sequence)
                 self._release(sequence)
