@@ -8,7 +8,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("flyball_sim.latency.cli_predict", "time, power and energy per token of one serving setup"),
@@ -57,9 +56,7 @@ def _drop_output() -> None:
 def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
-        prog="flyball-sim",
-        description="Flyball's world without hardware; COMMAND --help says more.",
-        formatter_class=partial(argparse.HelpFormatter, max_help_position=20),
+        prog="flyball-sim", description="Flyball's world without hardware; COMMAND --help says more."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
