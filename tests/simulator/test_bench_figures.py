@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from flyball_agent.scanner import EngineSample
 from flyball_sim.bench.figures import core_percent, count_writes, percentile, process_figures
+from flyball_sim.bench.rows import Row
+from flyball_sim.bench.simulator import TwoLevels, one_engine
 
 
 def event(user: str, verb: str, resource: str, subresource: str | None = None) -> str:
@@ -57,3 +60,25 @@ def test_a_process_whose_name_has_spaces_and_parentheses_is_read_right(tmp_path:
 def test_cpu_is_counted_in_percent_of_one_core() -> None:
     mine = process_figures(os.getpid())
     assert core_percent(mine, mine, 1.0) == 0.0
+
+
+def test_a_figure_is_held_to_its_bound_and_one_without_is_only_shown() -> None:
+    assert Row("an hour", "one engine", 0.3, 0.4, "s").within
+    assert not Row("an hour", "one engine", 0.5, 0.4, "s").within
+    assert Row("an hour", "one engine", 9.0, None, "s").within
+
+
+def test_the_stand_in_controller_asks_for_a_clock_only_when_it_changes_its_mind() -> None:
+    controller = TwoLevels(1200, 1980, 24)
+    idle = EngineSample({"requests_waiting": 0.0, "requests_running": 3.0}, {})
+    full = EngineSample({"requests_waiting": 2.0, "requests_running": 3.0}, {})
+    assert [controller.decide(page, ()) for page in (idle, idle, full, full, idle)] == [1200, None, 1980, None, 1200]
+
+
+def test_a_run_in_virtual_time_counts_its_requests_and_its_own_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flyball_sim.bench.simulator.HOUR_SECONDS", 30.0)
+    cost = one_engine(None, seed=1)
+    assert cost.requests > 30
+    assert cost.engine_seconds > 0
+    assert cost.controller_seconds > 0
+    assert cost.peak_mebibytes > 10

@@ -1,28 +1,26 @@
-"""`flyball-sim bench`: latency of a policy, CPU and memory of each process, writes of an idle cluster."""
+"""`flyball-sim bench`: the simulator's speed, a policy's latency, CPU and memory of each process, writes when idle."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from flyball_api.kube import KubeApi, KubeError
 from flyball_api.kube_types import ENERGY_POLICIES
+from flyball_sim.bench import simulator
 from flyball_sim.bench.figures import core_percent, count_writes, percentile, process_figures
+from flyball_sim.bench.rows import Row, show, write
 from flyball_sim.controlplane.cluster import ClusterError, LocalCluster
 from flyball_sim.controlplane.toolchain import AssetsError
 from flyball_sim.controlplane.tools import CommandFailedError
@@ -32,6 +30,7 @@ from flyball_sim.demo.stage import DemoError, Stage
 from flyball_sim.gpu.statefile import GpuStateFile
 from flyball_sim.load import client
 from flyball_sim.load.endpoints import PodEndpoints
+from flyball_sim.load.traces import TraceError
 from flyball_sim.load.workload import Workload
 from flyball_sim.node.fleet import Fleet, FleetError, NodeSpec
 
@@ -42,23 +41,6 @@ SETTLE_SECONDS = 60.0
 """After traffic ends: the last counters are written within 10 s, and watts move after needs that are low for 30 s."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: what, under which load, the figure, and the bound it is held to."""
-
-    what: str
-    load: str
-    figure: float
-    bound: float
-    unit: str
-    sample: str = ""
-
-    @property
-    def within(self) -> bool:
-        """Whether the figure keeps the bound."""
-        return self.figure <= self.bound
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
@@ -66,6 +48,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the loaded and of the idle measurement")
     parser.add_argument("--rate", type=float, default=3.0, help="requests a second in the loaded measurement")
     parser.add_argument("--seed", type=int, default=1, help="seed of the load")
+    parser.add_argument("--only", choices=("simulator", "cluster"), help="measure one part; both if not given")
+    parser.add_argument("--data", type=Path, help="directory of the measured data: the simulator replays its trace")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="directory for bench.json")
     parser.add_argument("--chart", type=Path, default=Path("helm/flyball"), help="the chart to install")
 
@@ -75,33 +59,28 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        rows = _measure(args, console)
-    except KeyboardInterrupt:
-        return 130
+        rows = [] if args.only == "cluster" else _simulator(args, console)
+        rows += [] if args.only == "simulator" else _cluster(args, console)
+    except TraceError as error:
+        console.print(f"flyball-sim bench: --data: {error}", style="red", markup=False)
+        return 2
     except (AssetsError, ClusterError, CommandFailedError, DemoError, FleetError, KubeError, OSError) as error:
         console.print(f"flyball-sim bench: {error}", style="red", markup=False)
         return 1
-    load_average = os.getloadavg()[0]
-    machine = (
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load_average:.1f}"
-    )
-    grid = Table(title=f"{NODES} nodes, {NODES * GPUS_PER_NODE} GPUs and engines, seed {args.seed}; {machine}")
-    for heading in ("what", "under", "figure", "bound", "", "sample"):
-        grid.add_column(heading, justify="right" if heading in {"figure", "bound"} else "left")
-    for row in rows:
-        grid.add_row(
-            row.what,
-            row.load,
-            f"{row.figure:.2f} {row.unit}",
-            f"{row.bound:g} {row.unit}",
-            "kept" if row.within else "[red]NOT KEPT[/]",
-            row.sample,
-        )
-    console.print(grid, soft_wrap=True)
-    (args.out / "bench.json").write_text(
-        json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1)
-    )
+    write(args.out / "bench.json", rows)
     return 0 if all(row.within for row in rows) else 1
+
+
+def _simulator(args: argparse.Namespace, console: Console) -> list[Row]:
+    rows = simulator.measure(args.data, args.seed)
+    show(console, f"the simulator in virtual time, seed {args.seed}", rows)
+    return rows
+
+
+def _cluster(args: argparse.Namespace, console: Console) -> list[Row]:
+    rows = _measure(args, console)
+    show(console, f"{NODES} nodes, {NODES * GPUS_PER_NODE} GPUs and engines, seed {args.seed}", rows)
+    return rows
 
 
 def _measure(args: argparse.Namespace, console: Console) -> list[Row]:
