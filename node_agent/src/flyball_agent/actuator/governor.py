@@ -29,7 +29,7 @@ from flyball_agent.actuator.limits import (
     release_target,
 )
 from flyball_agent.actuator.log import Log
-from flyball_agent.actuator.record import EMPTY, Record, RecordError
+from flyball_agent.actuator.record import EMPTY, Entry, RecordError
 
 SETTLE_SECONDS: Final = 1.0
 """A lock is judged no sooner after its write, and no more often: power and clock sensors average over a second."""
@@ -60,6 +60,18 @@ class Ticket(Protocol):
     cancelled: bool
 
 
+class Notes(Protocol):
+    """Where changes are noted: `record.Record`, or in a simulated node its memory."""
+
+    def entry(self, uuid: str) -> Entry:
+        """What is noted of a GPU."""
+        ...
+
+    def put(self, uuid: str, entry: Entry) -> None:
+        """Note it; raises `RecordError` where that fails."""
+        ...
+
+
 class Governor:
     """Holds one GPU to what was last asked.
 
@@ -70,7 +82,7 @@ class Governor:
         log: structured log.
     """
 
-    def __init__(self, device: Device, record: Record, clock: Callable[[], float], log: Log) -> None:
+    def __init__(self, device: Device, record: Notes, clock: Callable[[], float], log: Log) -> None:
         self._device = device
         self._record = record
         self._clock = clock
