@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from flyball_sim.gpu.dies import NOMINAL_DIE, Die
+from flyball_sim.gpu.dies import NOMINAL_DIE, Die, apply
 from flyball_sim.gpu.kind import GpuType
 from flyball_sim.gpu.model import GpuLoad, power_at
 
@@ -43,11 +44,15 @@ class PowerLine:
 
 def power_line(gpu_type: GpuType, sm_mhz: float, dies: Sequence[Die] = (NOMINAL_DIE,)) -> PowerLine:
     """The power law at `sm_mhz`, summed over cards; it is linear in the load, so unit loads give its coefficients."""
-    waiting = sum(power_at(gpu_type, GpuLoad(0.0, 0.0, 0.0), sm_mhz, die) for die in dies)
+    return _power_line(gpu_type, sm_mhz, tuple(dies))
+
+
+@lru_cache(maxsize=4096)
+def _power_line(gpu_type: GpuType, sm_mhz: float, dies: tuple[Die, ...]) -> PowerLine:
+    cards = [apply(gpu_type, die) for die in dies]
+    waiting = sum(power_at(card, GpuLoad(0.0, 0.0, 0.0), sm_mhz) for card in cards)
     unit_loads = (GpuLoad(0.0, 0.0, 1.0), GpuLoad(1.0, 0.0, 0.0), GpuLoad(0.0, 1.0, 0.0))
-    busy, memory, compute = (
-        sum(power_at(gpu_type, load, sm_mhz, die) for die in dies) - waiting for load in unit_loads
-    )
+    busy, memory, compute = (sum(power_at(card, load, sm_mhz) for card in cards) - waiting for load in unit_loads)
     return PowerLine(waiting, busy, memory, compute)
 
 
