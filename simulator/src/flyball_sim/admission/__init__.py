@@ -1,0 +1,1 @@
+"""What the API server would say of an EnergyPolicy, without an API server."""
