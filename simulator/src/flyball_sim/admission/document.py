@@ -51,13 +51,22 @@ def parse_yaml(text: str) -> Any:
     Raises:
         DocumentError: not YAML, or not one document.
     """
-    try:
-        documents = [found for found in yaml.load_all(text, Loader=_Loader) if found is not None]
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DocumentError(f"not YAML ({' '.join(str(error).split())})") from error
+    documents = parse_documents(text)
     if len(documents) != 1:
         raise DocumentError(f"{len(documents)} documents: give one EnergyPolicy")
     return documents[0]
+
+
+def parse_documents(text: str) -> list[Any]:
+    """Every document of this text that holds something, read like `parse_yaml`.
+
+    Raises:
+        DocumentError: not YAML.
+    """
+    try:
+        return [found for found in yaml.load_all(text, Loader=_Loader) if found is not None]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DocumentError(f"not YAML ({' '.join(str(error).split())})") from error
 
 
 def as_sent(value: Any) -> Any:
