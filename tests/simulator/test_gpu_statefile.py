@@ -185,7 +185,7 @@ def test_a_load_draws_power_while_it_is_renewed_and_its_process_lives(state, clo
         gpu.write_load(0.5, 0.3, 1.0, clock.now_ns, 100)
 
     clock.pass_seconds(2.0, renew, driver.tick)
-    busy_watts = 197 + 337 * 0.5 + 719 * 0.3
+    busy_watts = 150 + (165 + 238.7) * 0.5 + 812.8 * 0.3
     assert gpu.power_watts == pytest.approx(busy_watts)
     assert (gpu.sm_mhz, gpu.event_reasons, gpu.read("process_pid")) == (1980, 0, 100)
     assert gpu.energy_joules == pytest.approx(2.0 * busy_watts, rel=0.05)

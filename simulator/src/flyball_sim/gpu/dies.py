@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from flyball_sim.gpu.kind import GpuType
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +55,22 @@ def draw_dies(seed: int, count: int, spread: DieSpread = DEFAULT_SPREAD) -> tupl
     """The dies of `count` cards; card i is the same whatever `count` is."""
     rng = random.Random(seed)  # noqa: S311
     return tuple(draw_die(rng, spread) for _ in range(count))
+
+
+def apply(gpu_type: GpuType, die: Die) -> GpuType:
+    """The type as this die is: its watts while it waits, and those above them."""
+    power, waiting = gpu_type.power, gpu_type.idle_watts + gpu_type.context_watts
+    factor = die.power_factor
+    return replace(
+        gpu_type,
+        idle_watts=gpu_type.idle_watts * die.idle_factor,
+        context_watts=gpu_type.context_watts * die.idle_factor,
+        linger_watts=gpu_type.linger_watts * factor,
+        power=replace(
+            power,
+            static_watts=waiting * die.idle_factor + (gpu_type.active_floor_watts - waiting) * factor,
+            hbm_watts=power.hbm_watts * factor,
+            sm_watts=power.sm_watts * factor,
+            tensor_watts=power.tensor_watts * factor,
+        ),
+    )

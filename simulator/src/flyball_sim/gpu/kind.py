@@ -42,12 +42,13 @@ class GpuType:
         context_watts: what a CUDA context adds to it at the highest clock.
         context_clock_share: the part of `context_watts` that falls with the clock, as s(f) does.
         linger_watts: drawn on top of waiting for `linger_seconds` after the last kernel; clocks stay up as long.
-        memory_knee_mhz: below this SM clock memory bandwidth falls in proportion.
+        memory_knee_mhz: below this SM clock memory bandwidth falls, as ``(f/knee)**memory_knee_exponent``.
         decode_clock_share: part of a decode step's time on the GPU that stretches as 1/f.
         prefill_clock_share: the same of a prefill step.
         sensor_refresh_seconds: how often power sensors and energy counter take a new value.
         sensor_window_seconds: the part of each refresh the instantaneous sensor averages over, its end.
         power_usage_is_averaged: PowerUsage is the mean of one second, not the instantaneous sensor.
+        cap_held_share: the share of the power limit at which the firmware holds the mean power under load.
     """
 
     name: str
@@ -85,6 +86,8 @@ class GpuType:
     cap_call_seconds: float = 0.005
     cap_down_tau_seconds: float = 0.05
     cap_up_tau_seconds: float = 0.2
+    memory_knee_exponent: float = 1.0
+    cap_held_share: float = 0.985
     sm_step_mhz: int = 15
 
     def supported_sm_mhz(self) -> range:
@@ -97,8 +100,10 @@ class GpuType:
         return max(self.power.static_watts, self.idle_watts + self.context_watts)
 
     def bandwidth_factor(self, sm_mhz: float) -> float:
-        """Memory bandwidth at `sm_mhz` over its peak: 1 above the knee, in proportion to the clock below."""
-        return 1.0 if sm_mhz >= self.memory_knee_mhz else sm_mhz / self.memory_knee_mhz
+        """Memory bandwidth at `sm_mhz` over its peak: 1 at the knee and above."""
+        if sm_mhz >= self.memory_knee_mhz:
+            return 1.0
+        return math.pow(sm_mhz / self.memory_knee_mhz, self.memory_knee_exponent)
 
     def clock_scale(self, sm_mhz: float) -> float:
         """s(f) of the power law: power of switching at `sm_mhz` over that at the highest clock."""

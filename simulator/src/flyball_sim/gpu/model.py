@@ -9,10 +9,10 @@ clock overshoots and says so in its event reasons. Coefficients are first ones (
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from flyball_sim.gpu.delays import lock_delay_from
-from flyball_sim.gpu.dies import NOMINAL_DIE, Die
 from flyball_sim.gpu.kind import GpuType
 
 REASON_IDLE = 0x1
@@ -137,11 +137,9 @@ def dynamic_watts(gpu_type: GpuType, load: GpuLoad) -> float:
     return gpu_type.context_watts * gpu_type.context_clock_share + kernels
 
 
-def power_at(gpu_type: GpuType, load: GpuLoad, sm_mhz: float, die: Die = NOMINAL_DIE) -> float:
-    """Watts of a card that runs `load` at `sm_mhz`."""
-    waiting = gpu_type.waiting_watts(sm_mhz) if load.context else gpu_type.idle_watts
-    total = static_watts(gpu_type, load) + dynamic_watts(gpu_type, load) * gpu_type.clock_scale(sm_mhz)
-    return waiting * die.idle_factor + (total - waiting) * die.power_factor
+def power_at(gpu_type: GpuType, load: GpuLoad, sm_mhz: float) -> float:
+    """Watts of a card that runs `load` at `sm_mhz`: linear in the shares of the load at one clock."""
+    return static_watts(gpu_type, load) + dynamic_watts(gpu_type, load) * gpu_type.clock_scale(sm_mhz)
 
 
 def snap_down(gpu_type: GpuType, sm_mhz: float) -> int:
@@ -158,29 +156,40 @@ def unlocked_or_locked_mhz(gpu_type: GpuType, lock_sm_mhz: tuple[int, int] | Non
     return snap_down(gpu_type, min(lock_sm_mhz[1], gpu_type.lock_ceiling_mhz))
 
 
+def highest_clock_under(gpu_type: GpuType, watts_at: Callable[[float], float], held_watts: float, over_mhz: int) -> int:
+    """The highest supported clock below `over_mhz` whose watts fit; the lowest clock where none does.
+
+    Args:
+        gpu_type: the card's type.
+        watts_at: watts by SM clock, not falling with it.
+        held_watts: what must not be exceeded.
+        over_mhz: a supported clock that exceeds it.
+    """
+    lowest, grid = gpu_type.sm_min_mhz, gpu_type.sm_step_mhz
+    fits, over = 0, (over_mhz - lowest) // grid
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        if watts_at(lowest + middle * grid) <= held_watts:
+            fits = middle
+        else:
+            over = middle
+    return lowest + fits * grid
+
+
 def clock_under(
-    gpu_type: GpuType,
-    load: GpuLoad,
-    cap_watts: float,
-    lock_sm_mhz: tuple[int, int] | None,
-    *,
-    die: Die = NOMINAL_DIE,
+    gpu_type: GpuType, load: GpuLoad, cap_watts: float, lock_sm_mhz: tuple[int, int] | None
 ) -> tuple[int, int]:
     """The SM clock (MHz) a card settles at, and its event reasons: free boost, then the cap, then the lock."""
     if not load.context:
         return gpu_type.sm_min_mhz, REASON_IDLE
     reasons = REASON_IDLE if load.busy <= 0.0 else 0
-    wanted = unlocked_or_locked_mhz(gpu_type, lock_sm_mhz)
-    if power_at(gpu_type, load, wanted, die) <= cap_watts:
+    wanted, held_watts = unlocked_or_locked_mhz(gpu_type, lock_sm_mhz), cap_watts * gpu_type.cap_held_share
+    if power_at(gpu_type, load, wanted) <= held_watts:
         return wanted, reasons
-    fits, over = 0, (wanted - gpu_type.sm_min_mhz) // gpu_type.sm_step_mhz
-    while over - fits > 1:
-        middle = (fits + over) // 2
-        if power_at(gpu_type, load, gpu_type.sm_min_mhz + middle * gpu_type.sm_step_mhz, die) <= cap_watts:
-            fits = middle
-        else:
-            over = middle
-    return gpu_type.sm_min_mhz + fits * gpu_type.sm_step_mhz, reasons | REASON_SW_POWER_CAP
+    static, dynamic = static_watts(gpu_type, load), dynamic_watts(gpu_type, load)
+    scale = gpu_type.clock_scale
+    sm_mhz = highest_clock_under(gpu_type, lambda mhz: static + dynamic * scale(mhz), held_watts, wanted)
+    return sm_mhz, reasons | REASON_SW_POWER_CAP
 
 
 def step(gpu_type: GpuType, state: GpuState, load: GpuLoad, requested: GpuSettings, dt_seconds: float) -> GpuState:

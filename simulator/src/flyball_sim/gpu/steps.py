@@ -6,11 +6,12 @@ the step's length does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
-from flyball_sim.gpu.dies import NOMINAL_DIE, Die
+from flyball_sim.gpu.dies import NOMINAL_DIE, Die, apply
 from flyball_sim.gpu.kind import GpuType
-from flyball_sim.gpu.model import REASON_SW_POWER_CAP, unlocked_or_locked_mhz
+from flyball_sim.gpu.model import REASON_SW_POWER_CAP, highest_clock_under, unlocked_or_locked_mhz
 
 
 class Cost(Protocol):
@@ -43,23 +44,33 @@ def step_seconds(gpu_type: GpuType, cost: Cost, sm_mhz: float, reference_mhz: fl
     return cost.host_seconds + on_card
 
 
-def step_watts(gpu_type: GpuType, cost: Cost, sm_mhz: float, reference_mhz: float, *, die: Die = NOMINAL_DIE) -> float:
-    """Mean watts over the step at `sm_mhz`, host gap included."""
-    seconds = step_seconds(gpu_type, cost, sm_mhz, reference_mhz)
-    if seconds <= 0.0:
-        return gpu_type.waiting_watts(sm_mhz) * die.idle_factor
-    power, scale = gpu_type.power, gpu_type.clock_scale(sm_mhz)
-    share = gpu_type.context_clock_share
-    waiting = gpu_type.idle_watts + gpu_type.context_watts * (1.0 - share + share * scale)
+def watts_by_clock(gpu_type: GpuType, cost: Cost, reference_mhz: float) -> Callable[[float], float]:
+    """Mean watts over the step as a function of the SM clock, host gap included."""
+    power, share = gpu_type.power, gpu_type.context_clock_share
+    clocked_context = gpu_type.context_watts * share
+    steady_context = gpu_type.idle_watts + gpu_type.context_watts - clocked_context
     kernels_floor = gpu_type.active_floor_watts - gpu_type.idle_watts - gpu_type.context_watts
     memory_seconds = cost.memory_bytes / gpu_type.memory_bandwidth_bytes_per_second
-    compute_seconds = cost.flops / gpu_type.dense_bf16_flops * gpu_type.sm_max_mhz / sm_mhz
-    joules = (
-        kernels_floor * (seconds - cost.host_seconds)
-        + (power.hbm_watts + power.sm_watts * scale) * memory_seconds
-        + power.tensor_watts * scale * compute_seconds
-    )
-    return waiting * die.idle_factor + joules / seconds * die.power_factor
+    hbm_joules = power.hbm_watts * memory_seconds
+    sm_joules = power.sm_watts * memory_seconds
+    tensor_joules = power.tensor_watts * cost.flops / gpu_type.dense_bf16_flops * gpu_type.sm_max_mhz
+    host, fixed, clocked = cost.host_seconds, cost.fixed_seconds, cost.clocked_seconds * reference_mhz
+    if host + fixed + clocked <= 0.0:
+        return gpu_type.waiting_watts
+    bandwidth_factor, clock_scale = gpu_type.bandwidth_factor, gpu_type.clock_scale
+
+    def watts(sm_mhz: float) -> float:
+        scale = clock_scale(sm_mhz)
+        on_card = fixed / bandwidth_factor(sm_mhz) + clocked / sm_mhz
+        joules = kernels_floor * on_card + hbm_joules + (sm_joules + tensor_joules / sm_mhz) * scale
+        return steady_context + clocked_context * scale + joules / (host + on_card)
+
+    return watts
+
+
+def step_watts(gpu_type: GpuType, cost: Cost, sm_mhz: float, reference_mhz: float) -> float:
+    """Mean watts over the step at `sm_mhz`, host gap included."""
+    return watts_by_clock(gpu_type, cost, reference_mhz)(sm_mhz)
 
 
 def settle(
@@ -73,8 +84,8 @@ def settle(
 ) -> tuple[int, float, int]:
     """The SM clock a card runs the step at, the step's mean watts, and the event reasons.
 
-    Free boost, then the cap, then the lock: the highest supported clock at which the step fits under `cap_watts`
-    and the lock; the lowest clock where none does.
+    Free boost, then the cap, then the lock: the highest supported clock at which the step fits under what the
+    firmware holds of `cap_watts`, and the lock; the lowest clock where none does.
 
     Args:
         gpu_type: the card's type.
@@ -84,22 +95,12 @@ def settle(
         die: the card's own departure from its type.
         reference_mhz: the clock `cost` holds at; the type's highest by default.
     """
-    reference = float(gpu_type.sm_max_mhz) if reference_mhz is None else reference_mhz
-    wanted = unlocked_or_locked_mhz(gpu_type, lock_sm_mhz)
-    watts = step_watts(gpu_type, cost, wanted, reference, die=die)
-    if watts <= cap_watts:
+    if die is not NOMINAL_DIE:
+        gpu_type = apply(gpu_type, die)
+    watts_at = watts_by_clock(gpu_type, cost, float(gpu_type.sm_max_mhz) if reference_mhz is None else reference_mhz)
+    wanted, held_watts = unlocked_or_locked_mhz(gpu_type, lock_sm_mhz), cap_watts * gpu_type.cap_held_share
+    watts = watts_at(wanted)
+    if watts <= held_watts:
         return wanted, watts, 0
-    lowest, grid = gpu_type.sm_min_mhz, gpu_type.sm_step_mhz
-    fits, over = 0, (wanted - lowest) // grid
-    fitting = -1.0
-    while over - fits > 1:
-        middle = (fits + over) // 2
-        watts = step_watts(gpu_type, cost, lowest + middle * grid, reference, die=die)
-        if watts <= cap_watts:
-            fits, fitting = middle, watts
-        else:
-            over = middle
-    sm_mhz = lowest + fits * grid
-    if fitting < 0.0:
-        fitting = step_watts(gpu_type, cost, sm_mhz, reference, die=die)
-    return sm_mhz, fitting, REASON_SW_POWER_CAP
+    sm_mhz = highest_clock_under(gpu_type, watts_at, held_watts, wanted)
+    return sm_mhz, watts_at(sm_mhz), REASON_SW_POWER_CAP

@@ -1,0 +1,119 @@
+"""What a type says of the published points about clocks and caps that were not swept: ratios at two settings.
+
+The loads behind them are stated here, because the sources do not give memory and compute use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flyball_sim.gpu.kind import GpuType
+from flyball_sim.gpu.steps import settle, step_seconds, step_watts
+from flyball_sim.gpu.sweeps import KernelCost
+
+
+@dataclass(frozen=True, slots=True)
+class Ratios:
+    """The second setting over the first: mean watts, time for the same work, energy for the same work."""
+
+    watts: float
+    seconds: float
+
+    @property
+    def joules(self) -> float:
+        """Energy for the same work."""
+        return self.watts * self.seconds
+
+
+def compute_bound(gpu_type: GpuType) -> KernelCost:
+    """A millisecond of matrix products that runs as fast as its clock: 85 % of the dense peak, 20 % of bandwidth."""
+    return _cost(gpu_type, clocked=1e-3, memory_use=0.2, compute_use=0.85)
+
+
+def full_decode(gpu_type: GpuType) -> KernelCost:
+    """A decode step of a full batch with its share of prefill, 33.5 ms at the highest clock: 64 % of bandwidth."""
+    decode, prefill = 30e-3, 3.5e-3
+    clocked = decode * gpu_type.decode_clock_share + prefill * gpu_type.prefill_clock_share
+    return _cost(
+        gpu_type, host=0.5e-3, fixed=decode + prefill - clocked, clocked=clocked, memory_use=0.635, compute_use=0.116
+    )
+
+
+def host_bound(gpu_type: GpuType) -> KernelCost:
+    """A decode step that waits for the host half of the time and streams weights the rest of it."""
+    return _cost(gpu_type, host=10e-3, fixed=10e-3, memory_use=0.4, compute_use=0.015)
+
+
+def cap_throughput_ratio(gpu_type: GpuType, cap_watts: float) -> float:
+    """Throughput of compute-bound work under a cap over that at the default one (MLPerf v4.1's pairs)."""
+    cost = compute_bound(gpu_type)
+    return 1.0 / _between(gpu_type, cost, (gpu_type.cap_default_watts, None), (cap_watts, None)).seconds
+
+
+def full_decode_ratios(gpu_type: GpuType, low_mhz: int) -> Ratios:
+    """A lock at `low_mhz` over the highest clock at full batch (throttLL'eM 1050, VoltanaLLM 1005 MHz)."""
+    return _locked(gpu_type, full_decode(gpu_type), low_mhz)
+
+
+def host_bound_ratios(gpu_type: GpuType, low_mhz: int) -> Ratios:
+    """A lock at `low_mhz` over the highest clock where the host sets the pace (810 MHz on A100-PCIe)."""
+    return _locked(gpu_type, host_bound(gpu_type), low_mhz)
+
+
+def cap_ratios(gpu_type: GpuType, full_watts: float, low_watts: float) -> Ratios:
+    """A cap of `low_watts` over one of `full_watts`, for a load that just fills the latter at the highest clock.
+
+    The load is `full_decode` with as long a host gap as that takes (arXiv 2310.03003: A100, 250 and 175 W).
+    """
+    cost, top = full_decode(gpu_type), gpu_type.sm_max_mhz
+    held = full_watts * gpu_type.cap_held_share
+    shortest, longest = 0.0, 100.0 * (cost.fixed_seconds + cost.clocked_seconds)
+    for _ in range(60):
+        host = (shortest + longest) / 2.0
+        if step_watts(gpu_type, _with_host(cost, host), top, top) > held:
+            shortest = host
+        else:
+            longest = host
+    return _between(gpu_type, _with_host(cost, longest), (full_watts, None), (low_watts, None))
+
+
+def _cost(
+    gpu_type: GpuType,
+    *,
+    memory_use: float,
+    compute_use: float,
+    host: float = 0.0,
+    fixed: float = 0.0,
+    clocked: float = 0.0,
+) -> KernelCost:
+    seconds = host + fixed + clocked
+    return KernelCost(
+        host,
+        fixed,
+        clocked,
+        memory_use * seconds * gpu_type.memory_bandwidth_bytes_per_second,
+        compute_use * seconds * gpu_type.dense_bf16_flops,
+    )
+
+
+def _with_host(cost: KernelCost, host_seconds: float) -> KernelCost:
+    return KernelCost(host_seconds, cost.fixed_seconds, cost.clocked_seconds, cost.memory_bytes, cost.flops)
+
+
+def _locked(gpu_type: GpuType, cost: KernelCost, low_mhz: int) -> Ratios:
+    cap = gpu_type.cap_max_watts
+    return _between(gpu_type, cost, (cap, None), (cap, (low_mhz, low_mhz)))
+
+
+def _between(
+    gpu_type: GpuType,
+    cost: KernelCost,
+    first: tuple[float, tuple[int, int] | None],
+    second: tuple[float, tuple[int, int] | None],
+) -> Ratios:
+    watts, seconds = [], []
+    for cap, lock in (first, second):
+        mhz, drawn, _ = settle(gpu_type, cost, cap, lock)
+        watts.append(drawn)
+        seconds.append(step_seconds(gpu_type, cost, mhz, gpu_type.sm_max_mhz))
+    return Ratios(watts[1] / watts[0], seconds[1] / seconds[0])
