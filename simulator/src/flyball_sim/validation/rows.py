@@ -14,7 +14,7 @@ class Subject:
     """What a row is about.
 
     Attributes:
-        number: the row's number in the validation plan, `-` for one beside it.
+        number: the row's number in the validation plan, or the name of one beside it.
         what: the quantity and the setup it was measured in.
         unit: of our value and of the published one.
         source: where the published value stands.
