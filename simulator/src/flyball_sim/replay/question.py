@@ -12,6 +12,8 @@ import numpy as np
 from flyball_sim.load.traces import TraceRequest
 from flyball_sim.replay.objectives import Objective
 from flyball_sim.replay.policies import ReplayPolicy
+from flyball_sim.world.cluster import ClusterSpec
+from flyball_sim.world.faults import Fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +64,25 @@ class ClusterView:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A whole replay. `cluster` is what the world takes; `end_seconds` ends both runs."""
+    """A whole replay.
+
+    Attributes:
+        cluster: what the world takes; `view` is for the reader.
+        owners: index of the policy that governs each engine, by the engine's name.
+        faults: as written; `injected` is what the world takes.
+        end_seconds: both runs end here.
+    """
 
     policies: tuple[ReplayPolicy, ...]
     objectives: tuple[Objective, ...]
     trace: Trace
-    cluster: Any
+    cluster: ClusterSpec
     view: ClusterView
+    owners: Mapping[str, int]
     seed: int
     router: str
     faults: tuple[str, ...]
+    injected: tuple[Fault, ...]
     end_seconds: float
     sample_seconds: float
     draws: int
