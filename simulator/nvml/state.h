@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 #define FLYBALL_MAGIC UINT64_C(0x4C4C4142594C4647)
-#define FLYBALL_VERSION 1
+#define FLYBALL_VERSION 2
 #define FLYBALL_MAX_GPUS 16
 #define FLYBALL_NO_LOCK UINT64_C(0)
 
@@ -122,6 +122,9 @@ struct flyball_fault {
     ONE(uint64_t, cap_max_mw) \
     ONE(uint64_t, cap_default_mw) \
     ONE(uint64_t, power_usage_is_averaged) \
+    ONE(double, die_power_factor) \
+    ONE(double, die_idle_factor) \
+    ONE(double, sensor_gain) \
     ONE(uint64_t, cap_requested_mw) \
     ONE(uint64_t, cap_in_force_mw) \
     ONE(uint64_t, cap_stamp_ns) \

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from flyball_sim.gpu.dies import NOMINAL_DIE
 from flyball_sim.gpu.library import LIBRARY_NAME, STATE_FILE_NAME, build_library
 from flyball_sim.gpu.statefile import GpuSlot, GpuStateFile
 from flyball_sim.gpu.types import GPU_TYPES
@@ -159,7 +160,9 @@ def driver_root() -> Iterator[Path]:
 @pytest.fixture
 def gpu_state(driver_root: Path) -> Iterator[GpuStateFile]:
     kinds = [GPU_TYPES["H100-SXM5"], GPU_TYPES["A100-SXM4-80GB"]]
-    with GpuStateFile.create(driver_root / STATE_FILE_NAME, kinds, seed=7, node_name="node-0") as made:
+    with GpuStateFile.create(
+        driver_root / STATE_FILE_NAME, kinds, seed=7, node_name="node-0", dies=[NOMINAL_DIE] * 2
+    ) as made:
         yield made
 
 
@@ -190,7 +193,12 @@ def stranger(nvml: Client, gpu_state: GpuStateFile) -> Client:
     else:
         nvml.call("nvmlShutdown")
         GpuStateFile.create(
-            gpu_state.path, [slot.gpu_type for slot in gpu_state.gpus], seed=7, node_name="node-0", admin_uid=0
+            gpu_state.path,
+            [slot.gpu_type for slot in gpu_state.gpus],
+            seed=7,
+            node_name="node-0",
+            admin_uid=0,
+            dies=[NOMINAL_DIE] * 2,
         ).close()
     nvml.init(gpu_state.path)
     return nvml

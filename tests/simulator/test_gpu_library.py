@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flyball_sim.gpu import library
+from flyball_sim.gpu.dies import NOMINAL_DIE
 from flyball_sim.gpu.driver import GpuDriver
 from flyball_sim.gpu.library import LIBRARY_NAME, LibraryBuildError, build_library
 from flyball_sim.gpu.statefile import GpuStateFile
@@ -60,7 +61,7 @@ def test_a_cap_set_over_nvml_slows_the_card_and_shows_in_its_sensors(tmp_path, m
     path = tmp_path / "gpus.state"
     monkeypatch.setenv("FLYBALL_NVML_STATE", str(path))
     nvml = ctypes.CDLL(str(build_library()))
-    with GpuStateFile.create(path, [GPU_TYPES["H100-SXM5"]], seed=1, node_name="n") as state:
+    with GpuStateFile.create(path, [GPU_TYPES["H100-SXM5"]], seed=1, node_name="n", dies=[NOMINAL_DIE]) as state:
         gpu, now_ns = state.gpus[0], [10**12]
         driver = GpuDriver(state, lambda: now_ns[0])
 

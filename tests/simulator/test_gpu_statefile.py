@@ -16,6 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from flyball_sim.gpu import layout, show
+from flyball_sim.gpu.dies import NOMINAL_DIE, Die
 from flyball_sim.gpu.driver import GpuDriver, process_is_alive
 from flyball_sim.gpu.statefile import GpuStateFile, StateFileError
 from flyball_sim.gpu.types import GPU_TYPES
@@ -44,7 +45,9 @@ class Clock:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[GpuStateFile]:
-    with GpuStateFile.create(tmp_path / "gpus.state", [H100] * 2, seed=3, node_name="node-0") as made:
+    with GpuStateFile.create(
+        tmp_path / "gpus.state", [H100] * 2, seed=3, node_name="node-0", dies=[NOMINAL_DIE] * 2
+    ) as made:
         yield made
 
 
@@ -69,7 +72,9 @@ def test_gpus_are_the_same_for_the_same_seed_and_node_and_no_other(tmp_path):
 
 def test_a_new_file_holds_booted_cards_of_their_types(tmp_path):
     kinds = list(GPU_TYPES.values())
-    with GpuStateFile.create(tmp_path / "x.state", kinds, seed=1, node_name="a-node") as made:
+    with GpuStateFile.create(
+        tmp_path / "x.state", kinds, seed=1, node_name="a-node", dies=[NOMINAL_DIE] * len(kinds)
+    ) as made:
         assert made.node_name == "a-node"
         for index, (gpu, kind) in enumerate(zip(made.gpus, kinds, strict=True)):
             assert (gpu.index, gpu.gpu_type) == (index, kind)
@@ -77,6 +82,31 @@ def test_a_new_file_holds_booted_cards_of_their_types(tmp_path):
             assert (gpu.sm_mhz, gpu.power_watts, gpu.energy_joules) == (kind.sm_min_mhz, kind.idle_watts, 0.0)
             assert (gpu.locked_sm_mhz, gpu.event_reasons) == (None, 1)
             assert made.by_uuid(gpu.uuid) is gpu
+
+
+def test_cards_differ_as_dies_do_and_stay_what_they_are(tmp_path):
+    with GpuStateFile.create(tmp_path / "x.state", [H100] * 8, seed=1, node_name="n") as made:
+        dies = [gpu.die for gpu in made.gpus]
+        assert len(set(dies)) == 8
+        for gpu, die in zip(made.gpus, dies, strict=True):
+            assert 0.95 <= die.power_factor <= 1.05
+            assert 0.95 <= die.sensor_gain <= 1.05
+            assert gpu.power_watts == pytest.approx(72.0 * die.idle_factor)
+            assert gpu.read("power_average_mw") == round(72e3 * die.idle_factor * die.sensor_gain)
+    with GpuStateFile.create(tmp_path / "x.state", [H100] * 8, seed=1, node_name="n") as made:
+        assert [gpu.die for gpu in made.gpus] == dies
+
+
+def test_sensors_are_off_by_their_gain_and_the_truth_is_not(tmp_path, clock):
+    die = Die(power_factor=1.04, idle_factor=1.0, sensor_gain=0.96)
+    with GpuStateFile.create(tmp_path / "x.state", [H100], seed=1, node_name="n", dies=[die]) as made:
+        gpu = made.gpus[0]
+        driver = GpuDriver(made, clock, is_alive={100}.__contains__)
+        clock.pass_seconds(2.0, lambda: gpu.write_load(0.5, 0.3, 1.0, clock.now_ns, 100), driver.tick)
+        waiting, above = 72.0 + 52.0, 26.0 + (165.0 + 238.7) * 0.5 + 812.8 * 0.3
+        assert gpu.power_watts == pytest.approx(waiting + 1.04 * above)
+        assert gpu.read("power_average_mw") == pytest.approx(960.0 * gpu.power_watts, rel=1e-3)
+        assert gpu.read("energy_mj") == pytest.approx(960.0 * gpu.energy_joules, rel=1e-2)
 
 
 def test_anyone_may_read_the_file_and_only_its_owner_write_it(state):
@@ -112,7 +142,7 @@ def test_files_that_are_not_there_not_ours_or_of_another_version_say_what_to_do(
         with pytest.raises(StateFileError, match="is not a GPU state file"):
             GpuStateFile.open(tmp_path / "other")
     state._cells.unsigned[layout.HEADER_OFFSETS["version"]] = 9
-    with pytest.raises(StateFileError, match="layout version 9, this program reads 1: restart the simulated node"):
+    with pytest.raises(StateFileError, match="layout version 9, this program reads 2: restart the simulated node"):
         GpuStateFile.open(state.path)
 
 

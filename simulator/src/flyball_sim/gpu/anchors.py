@@ -47,7 +47,7 @@ def host_bound(gpu_type: GpuType) -> KernelCost:
 def cap_throughput_ratio(gpu_type: GpuType, cap_watts: float) -> float:
     """Throughput of compute-bound work under a cap over that at the default one (MLPerf v4.1's pairs)."""
     cost = compute_bound(gpu_type)
-    return 1.0 / _between(gpu_type, cost, (gpu_type.cap_default_watts, None), (cap_watts, None)).seconds
+    return 1.0 / ratios(gpu_type, cost, (gpu_type.cap_default_watts, None), (cap_watts, None)).seconds
 
 
 def full_decode_ratios(gpu_type: GpuType, low_mhz: int) -> Ratios:
@@ -74,7 +74,7 @@ def cap_ratios(gpu_type: GpuType, full_watts: float, low_watts: float) -> Ratios
             shortest = host
         else:
             longest = host
-    return _between(gpu_type, _with_host(cost, longest), (full_watts, None), (low_watts, None))
+    return ratios(gpu_type, _with_host(cost, longest), (full_watts, None), (low_watts, None))
 
 
 def _cost(
@@ -102,15 +102,16 @@ def _with_host(cost: KernelCost, host_seconds: float) -> KernelCost:
 
 def _locked(gpu_type: GpuType, cost: KernelCost, low_mhz: int) -> Ratios:
     cap = gpu_type.cap_max_watts
-    return _between(gpu_type, cost, (cap, None), (cap, (low_mhz, low_mhz)))
+    return ratios(gpu_type, cost, (cap, None), (cap, (low_mhz, low_mhz)))
 
 
-def _between(
+def ratios(
     gpu_type: GpuType,
     cost: KernelCost,
     first: tuple[float, tuple[int, int] | None],
     second: tuple[float, tuple[int, int] | None],
 ) -> Ratios:
+    """The step under two pairs of (cap in watts, lock or None)."""
     watts, seconds = [], []
     for cap, lock in (first, second):
         mhz, drawn, _ = settle(gpu_type, cost, cap, lock)

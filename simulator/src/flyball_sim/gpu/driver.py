@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Callable
 
-from flyball_sim.gpu import model
+from flyball_sim.gpu import dies, model
+from flyball_sim.gpu.sensors import Sensor
 from flyball_sim.gpu.statefile import GpuSlot, GpuStateFile
 
 _LOAD_LIFETIME_NS = 1_000_000_000
@@ -61,18 +62,27 @@ class _Card:
 
     def __init__(self, gpu: GpuSlot, now_ns: int, is_alive: Callable[[int], bool]) -> None:
         self._gpu = gpu
+        self._die = gpu.die
+        self._type = dies.apply(gpu.gpu_type, self._die)
         self._is_alive = is_alive
         self._now_ns = now_ns
         self._reboots = gpu.read("reboot_sequence")
         self._settings = self._requested()
         self._state = model.booted(
-            gpu.gpu_type,
+            self._type,
             gpu.read("random_state"),
             energy_joules=gpu.energy_joules,
             cap_watts=self._settings.cap_watts,
             lock_sm_mhz=self._settings.lock_sm_mhz,
         )
+        self._sensor = self._sensed()
         self._capped_before_ns = gpu.read("power_cap_violation_ns")
+
+    def _sensed(self) -> Sensor:
+        state = self._state
+        return Sensor(
+            self._type, self._die, state.time_seconds, watts=state.power_watts, energy_joules=state.energy_joules
+        )
 
     def _requested(self) -> model.GpuSettings:
         return model.GpuSettings(self._gpu.enforced_cap_watts, self._gpu.lock_in_force_sm_mhz)
@@ -92,7 +102,8 @@ class _Card:
         if gpu.read("reboot_sequence") != self._reboots:
             self._reboots = gpu.read("reboot_sequence")
             self._settings = self._requested()
-            self._state = model.booted(gpu.gpu_type, self._state.random_state)
+            self._state = model.booted(self._type, self._state.random_state)
+            self._sensor = self._sensed()
             self._capped_before_ns = 0
             self._now_ns = now_ns
         load, pid = self._load(now_ns)
@@ -122,21 +133,22 @@ class _Card:
 
     def _run(self, load: model.GpuLoad, until_ns: int) -> None:
         seconds = (until_ns - self._now_ns) * _NS
-        self._state = model.step(self._gpu.gpu_type, self._state, load, self._settings, seconds)
+        self._state = model.step(self._type, self._state, load, self._settings, seconds)
+        for end_seconds, watts in self._state.pieces:
+            self._sensor.run(end_seconds, watts)
         self._now_ns = until_ns
 
     def _publish(self, load: model.GpuLoad, pid: int) -> None:
-        gpu, state = self._gpu, self._state
-        average = state.average_power_watts
-        temperature = model.temperature_celsius(average)
+        gpu, state, sensor = self._gpu, self._state, self._sensor
+        temperature = model.temperature_celsius(sensor.average_watts)
         gpu.write("sm_mhz", state.sm_mhz)
         gpu.write("event_reasons", state.event_reasons)
         gpu.write_real("power_watts", state.power_watts)
         gpu.write_real("energy_joules", state.energy_joules)
         gpu.write_real("cap_lagged_watts", state.cap_lagged_watts)
-        gpu.write("power_average_mw", round(average * 1e3))
-        gpu.write("power_instant_mw", round(state.power_at_mark_watts * 1e3))
-        gpu.write("energy_mj", max(0, round(state.sensed_energy_joules * 1e3)))
+        gpu.write("power_average_mw", round(sensor.average_watts * 1e3))
+        gpu.write("power_instant_mw", round(sensor.instant_watts * 1e3))
+        gpu.write("energy_mj", max(0, round(sensor.energy_joules(state.time_seconds) * 1e3)))
         gpu.write("power_cap_violation_ns", self._capped_before_ns + round(state.power_capped_seconds / _NS))
         gpu.write("temperature_celsius", temperature)
         gpu.write("memory_temperature_celsius", temperature + 8)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 MAGIC = 0x4C4C4142594C4647  # the bytes "GFLYBALL"
-VERSION = 1
+VERSION = 2
 CELL_BYTES = 8
 MAX_GPUS = 16
 FAULT_CELLS = 4  # return code, calls left (-1: for ever), delay in milliseconds, epoch
@@ -119,6 +119,9 @@ GPU_FIELDS: tuple[tuple[str, int], ...] = (
     ("cap_max_mw", 1),
     ("cap_default_mw", 1),
     ("power_usage_is_averaged", 1),
+    ("die_power_factor", 1),
+    ("die_idle_factor", 1),
+    ("sensor_gain", 1),
     # settings (written by the C library's setters); a lock is min | max << 32, in MHz
     ("cap_requested_mw", 1),
     ("cap_in_force_mw", 1),

@@ -1,9 +1,9 @@
-"""GPU physics without a clock of its own: power, SM clock under lock and cap, delays, sensors.
+"""GPU physics without a clock of its own: power, SM clock under lock and cap, delays, linger.
 
 `step` is pure, so the same model runs in real time behind the NVML library and in virtual time in a simulation.
-The power law is `types.PowerModel`'s. A power cap lowers the SM clock until the law fits under it, a clock lock
-bounds what is left, and neither goes below the card's lowest clock: a card whose cap is too low for its lowest
-clock overshoots and says so in its event reasons. Coefficients are first ones (docs/simulated-gpus.md).
+The power law is `kind.PowerModel`'s. A power cap lowers the SM clock until the law fits under what the firmware
+holds of it, a clock lock bounds what is left, and neither goes below the card's lowest clock: a card whose cap is too
+low for its lowest clock overshoots and says so in its event reasons. What NVML shows of it is `sensors.Sensor`'s.
 """
 
 from __future__ import annotations
@@ -12,23 +12,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from flyball_sim.gpu.delays import lock_delay_from
+from flyball_sim.gpu.delays import cap_tau_seconds, lock_delay_from
 from flyball_sim.gpu.kind import GpuType
 
 REASON_IDLE = 0x1
 REASON_SW_POWER_CAP = 0x4
 
-SENSOR_PERIOD_SECONDS = 0.1
-"""How often the energy counter and the power sensors take a new value."""
-SENSOR_MARKS = 11
-"""Energy marks kept: one second of them, both ends included."""
-
-_CAP_DOWN_TAU_SECONDS = 0.05
-_CAP_UP_TAU_SECONDS = 0.2
 _CAP_SETTLED_WATTS = 0.5
 _LAG_GRID_SECONDS = 0.01
 _GRID_SLACK = 1e-9  # keeps a value that is on a grid, up to rounding, from falling one step short
-_SENSOR_HZ = 1.0 / SENSOR_PERIOD_SECONDS
 _MASK64 = (1 << 64) - 1
 
 
@@ -62,8 +54,9 @@ class GpuState:
     """One card at one instant.
 
     `cap_lagged_watts` is the limit the power controller has reached on its way to the enforced one. A lock takes
-    effect at `lock_effect_seconds` (infinite: nothing pending) on the axis of `time_seconds`. `energy_marks`
-    are the joules at the last `SENSOR_MARKS` sensor updates, the newest last, and `mark_index` counts them.
+    effect at `lock_effect_seconds` (infinite: nothing pending) on the axis of `time_seconds`, on which the last
+    kernel ended at `kernels_until_seconds`. `pieces` are the (end in seconds, watts) of which the last step was
+    made, for whoever senses them.
     """
 
     time_seconds: float
@@ -74,22 +67,11 @@ class GpuState:
     lock_in_force: tuple[int, int] | None
     lock_target: tuple[int, int] | None
     lock_effect_seconds: float
+    kernels_until_seconds: float
     event_reasons: int
     power_capped_seconds: float
-    energy_marks: tuple[float, ...]
-    mark_index: int
-    power_at_mark_watts: float
+    pieces: tuple[tuple[float, float], ...]
     random_state: int
-
-    @property
-    def sensed_energy_joules(self) -> float:
-        """The energy counter: moves only at sensor updates."""
-        return self.energy_marks[-1]
-
-    @property
-    def average_power_watts(self) -> float:
-        """Mean over the last second of sensor updates."""
-        return (self.energy_marks[-1] - self.energy_marks[0]) / ((SENSOR_MARKS - 1) * SENSOR_PERIOD_SECONDS)
 
 
 def booted(
@@ -101,7 +83,6 @@ def booted(
     lock_sm_mhz: tuple[int, int] | None = None,
 ) -> GpuState:
     """An idle card at time 0; the keywords resume one whose settings and counter were kept elsewhere."""
-    per_mark = gpu_type.idle_watts * SENSOR_PERIOD_SECONDS
     return GpuState(
         time_seconds=0.0,
         sm_mhz=gpu_type.sm_min_mhz,
@@ -111,11 +92,10 @@ def booted(
         lock_in_force=lock_sm_mhz,
         lock_target=lock_sm_mhz,
         lock_effect_seconds=math.inf,
+        kernels_until_seconds=-math.inf,
         event_reasons=REASON_IDLE,
         power_capped_seconds=0.0,
-        energy_marks=tuple(energy_joules - per_mark * back for back in range(SENSOR_MARKS - 1, -1, -1)),
-        mark_index=0,
-        power_at_mark_watts=gpu_type.idle_watts,
+        pieces=(),
         random_state=random_state,
     )
 
@@ -216,46 +196,56 @@ def step(gpu_type: GpuType, state: GpuState, load: GpuLoad, requested: GpuSettin
         effect = now + delay
     lagged, cap = state.cap_lagged_watts, requested.cap_watts
     energy, capped_seconds = state.energy_joules, state.power_capped_seconds
-    marks, mark_index, power_at_mark = state.energy_marks, state.mark_index, state.power_at_mark_watts
+    works = load.context and load.busy > 0.0
+    linger_until = math.inf if works else state.kernels_until_seconds + gpu_type.linger_seconds
+    pieces: list[tuple[float, float]] = []
     while now < end:
         if effect <= now:
             lock, effect = target, math.inf
         piece_end = min(end, effect)
         if lagged != cap:
             piece_end = min(piece_end, _next_lag_time(now))
+        if now < linger_until:
+            piece_end = min(piece_end, linger_until)
         seconds = piece_end - now
-        sm_mhz, reasons = clock_under(gpu_type, load, _approach(lagged, cap, seconds / 2.0), lock)
-        power = power_at(gpu_type, load, sm_mhz)
-        newest = math.floor(piece_end * _SENSOR_HZ + _GRID_SLACK)
-        if newest > mark_index:
-            first = max(mark_index + 1, newest - SENSOR_MARKS + 1)
-            added = tuple(energy + power * (mark * SENSOR_PERIOD_SECONDS - now) for mark in range(first, newest + 1))
-            marks, mark_index, power_at_mark = (marks + added)[-SENSOR_MARKS:], newest, power
+        lingers = not works and now < linger_until
+        _, power, reasons = _running(gpu_type, load, lingers, _approach(gpu_type, lagged, cap, seconds / 2.0), lock)
+        pieces.append((piece_end, power))
         energy += power * seconds
         if reasons & REASON_SW_POWER_CAP:
             capped_seconds += seconds
-        lagged = _approach(lagged, cap, seconds)
+        lagged = _approach(gpu_type, lagged, cap, seconds)
         now = piece_end
     if effect <= end:
         lock, effect = target, math.inf
-    sm_mhz, reasons = clock_under(gpu_type, load, lagged, lock)
+    sm_mhz, power, reasons = _running(gpu_type, load, not works and end < linger_until, lagged, lock)
     return replace(
         state,
         time_seconds=end,
         sm_mhz=sm_mhz,
-        power_watts=power_at(gpu_type, load, sm_mhz),
+        power_watts=power,
         energy_joules=energy,
         cap_lagged_watts=lagged,
         lock_in_force=lock,
         lock_target=target,
         lock_effect_seconds=effect,
+        kernels_until_seconds=end if works else state.kernels_until_seconds,
         event_reasons=reasons,
         power_capped_seconds=capped_seconds,
-        energy_marks=marks,
-        mark_index=mark_index,
-        power_at_mark_watts=power_at_mark,
+        pieces=tuple(pieces),
         random_state=random_state,
     )
+
+
+def _running(
+    gpu_type: GpuType, load: GpuLoad, lingers: bool, cap_watts: float, lock_sm_mhz: tuple[int, int] | None
+) -> tuple[int, float, int]:
+    """SM clock, watts and event reasons; a card that lingers keeps its clock up, whether or not its process is gone."""
+    sm_mhz, reasons = clock_under(gpu_type, load, cap_watts, lock_sm_mhz)
+    power = power_at(gpu_type, load, sm_mhz)
+    if lingers:
+        return unlocked_or_locked_mhz(gpu_type, lock_sm_mhz), power + gpu_type.linger_watts, reasons
+    return sm_mhz, power, reasons
 
 
 def temperature_celsius(power_watts: float) -> int:
@@ -263,9 +253,9 @@ def temperature_celsius(power_watts: float) -> int:
     return round(25.0 + 0.06 * power_watts)
 
 
-def _approach(lagged_watts: float, cap_watts: float, seconds: float) -> float:
+def _approach(gpu_type: GpuType, lagged_watts: float, cap_watts: float, seconds: float) -> float:
     """The limit in effect `seconds` later: first order, faster down than up, and then exactly the cap."""
-    tau = _CAP_DOWN_TAU_SECONDS if cap_watts < lagged_watts else _CAP_UP_TAU_SECONDS
+    tau = cap_tau_seconds(gpu_type, rising=cap_watts > lagged_watts)
     later = cap_watts + (lagged_watts - cap_watts) * math.exp(-seconds / tau)
     return cap_watts if abs(later - cap_watts) < _CAP_SETTLED_WATTS else later
 

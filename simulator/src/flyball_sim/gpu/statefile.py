@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import random
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from flyball_sim.gpu import layout
+from flyball_sim.gpu.dies import Die, draw_die
 from flyball_sim.gpu.types import GpuType, gpu_type
 
 _BRAND_NVIDIA = 14
@@ -108,6 +110,11 @@ class GpuSlot:
     def energy_joules(self) -> float:
         """True energy since the last reboot."""
         return self.read_real("energy_joules")
+
+    @property
+    def die(self) -> Die:
+        """How this card departs from its type."""
+        return Die(self.read_real("die_power_factor"), self.read_real("die_idle_factor"), self.read_real("sensor_gain"))
 
     @property
     def event_reasons(self) -> int:
@@ -271,9 +278,14 @@ class GpuSlot:
     # -- making --------------------------------------------------------------------------------------------
 
     @classmethod
-    def initialise(cls, cells: _Cells, base: int, index: int, kind: GpuType, identity: bytes) -> None:
-        """Fill an all-zero block for a card of type `kind`; `identity` is 32 bytes its names are made of."""
+    def initialise(
+        cls, cells: _Cells, base: int, index: int, kind: GpuType, *, identity: bytes, die: Die | None
+    ) -> None:
+        """Fill an all-zero block for a card of type `kind`; `identity` is 32 bytes its names and die are made of."""
         offsets = layout.GPU_OFFSETS
+        random_state = int.from_bytes(identity[24:32], "little")
+        own = draw_die(random.Random(random_state)) if die is None else die  # noqa: S311
+        idle_watts = kind.idle_watts * own.idle_factor
         texts = {
             "uuid": (6, f"GPU-{uuid.UUID(bytes=identity[:16])}"),
             "serial": (4, str(int.from_bytes(identity[16:22], "big") % 10**13).zfill(13)),
@@ -304,16 +316,23 @@ class GpuSlot:
             "persistence_mode": 1,
             "sm_mhz": kind.sm_min_mhz,
             "event_reasons": 1,
-            "power_average_mw": round(kind.idle_watts * _MILLI),
-            "power_instant_mw": round(kind.idle_watts * _MILLI),
+            "power_average_mw": round(idle_watts * own.sensor_gain * _MILLI),
+            "power_instant_mw": round(idle_watts * own.sensor_gain * _MILLI),
             "temperature_celsius": 30,
             "memory_temperature_celsius": 38,
-            "random_state": int.from_bytes(identity[24:32], "little"),
+            "random_state": random_state,
         }
         for field, number in wholes.items():
             cells.unsigned[base + offsets[field]] = number
-        cells.real[base + offsets["power_watts"]] = kind.idle_watts
-        cells.real[base + offsets["cap_lagged_watts"]] = kind.cap_default_watts
+        reals = {
+            "power_watts": idle_watts,
+            "cap_lagged_watts": kind.cap_default_watts,
+            "die_power_factor": own.power_factor,
+            "die_idle_factor": own.idle_factor,
+            "sensor_gain": own.sensor_gain,
+        }
+        for field, real in reals.items():
+            cells.real[base + offsets[field]] = real
 
 
 class GpuStateFile:
@@ -346,15 +365,17 @@ class GpuStateFile:
         node_name: str,
         *,
         admin_uid: int | None = None,
+        dies: Sequence[Die] | None = None,
     ) -> GpuStateFile:
         """Write a file of freshly booted GPUs, replacing any at `path` in one step, and map it for writing.
 
         Args:
             path: where; its directory must exist.
             gpu_types: one per card, by index.
-            seed: with `node_name` it makes UUIDs, serials and actuation delays.
+            seed: with `node_name` it makes UUIDs, serials, dies and actuation delays.
             node_name: the node the cards are in.
             admin_uid: the uid, besides 0, whose setters are obeyed; the caller's by default.
+            dies: one per card, where they are not to differ as real ones do.
 
         Raises:
             StateFileError: no GPU, or more than `layout.MAX_GPUS`.
@@ -385,7 +406,8 @@ class GpuStateFile:
                 for index, kind in enumerate(gpu_types):
                     identity = hashlib.sha256(f"{seed}/{node_name}/{index}".encode()).digest()
                     base = layout.HEADER_CELLS + index * layout.GPU_CELLS
-                    GpuSlot.initialise(cells, base, index, kind, identity)
+                    die = None if dies is None else dies[index]
+                    GpuSlot.initialise(cells, base, index, kind, identity=identity, die=die)
                 cells.close()
             os.fchmod(descriptor, _FILE_MODE)
             Path(name).replace(path)
