@@ -1,10 +1,14 @@
 """What a cluster.yaml may say, and how one that cannot be is refused."""
 
+import re
+from pathlib import Path
+
 import pytest
 from world_parts import run_plain
 
 from flyball_sim.load.traces import TraceRequest
 from flyball_sim.world.cluster import ClusterError, default_cluster, parse_cluster, read_cluster, uniform_cluster
+from flyball_sim.world.faults import FAULTS, parse_fault
 from flyball_sim.world.layout import check_requests, lay_out
 
 MIXED = """
@@ -98,7 +102,10 @@ def test_a_cluster_file_that_is_wrong_is_refused_with_field_and_mend(text, said)
     ("text", "said"),
     [
         (f"nodes: [{{name: n, gpu: H100, gpus: 1}}]\n{ENGINE}", r"nodes\[0\].gpu: GPU type 'H100' is unknown: did you"),
-        (f"{NODE}\nengines: [{{name: llm, model: lama-3.1-8b}}]", r"engines\[0\] \(llm\): .*'lama-3.1-8b'.*llama-3.1-8b"),
+        (
+            f"{NODE}\nengines: [{{name: llm, model: lama-3.1-8b}}]",
+            r"engines\[0\] \(llm\): .*'lama-3.1-8b'.*llama-3.1-8b",
+        ),
         (f"{NODE}\nengines: [{{name: llm, model: llama-3.1-8b, gpus: 4}}]", "gpus is 4, and no node has more than 2"),
         (
             f"{NODE}\nengines: [{{name: llm, model: llama-3.1-8b, gpus: 4, node: node}}]",
@@ -140,3 +147,11 @@ def test_a_request_too_long_for_an_engines_cache_is_named():
         check_requests(lay_out(cluster), trace)
     with pytest.raises(ClusterError, match=said):
         run_plain(cluster, [], trace)
+
+
+def test_the_documented_file_and_faults_are_read():
+    page = (Path(__file__).parents[3] / "docs" / "virtual-time.md").read_text()
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(lay_out(parse_cluster(text)).engines) == 8
+    written = re.findall(r"^\| `([a-z-]+:[^`]*)`", page, re.MULTILINE)
+    assert [fault.KIND for fault in map(parse_fault, written)] == list(FAULTS)

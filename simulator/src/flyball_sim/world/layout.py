@@ -10,6 +10,7 @@ from flyball_sim.engine.core import EngineLimits
 from flyball_sim.engine.models import BLOCK_TOKENS, StepModel, UnknownEngineError, step_model
 from flyball_sim.gpu.parameters import Draw, apply
 from flyball_sim.gpu.types import GpuType, UnknownGpuTypeError, gpu_type
+from flyball_sim.latency.catalogue import Catalogue
 from flyball_sim.load.traces import TraceRequest
 from flyball_sim.world.cluster import ClusterError, ClusterSpec, EngineSpec, LimitsSpec, NodeSpec, PoolSpec
 
@@ -84,12 +85,13 @@ class Layout:
         return kinds | {engine.spec.model: str(engine.model.provenance) for engine in self.engines}
 
 
-def lay_out(cluster: ClusterSpec, draw: Draw | None = None) -> Layout:
+def lay_out(cluster: ClusterSpec, draw: Draw | None = None, catalogue: Catalogue | None = None) -> Layout:
     """Settle a cluster.
 
     Args:
         cluster: what was asked.
         draw: values of the parameters that no measurement fixes; None: nominal ones.
+        catalogue: of models and their step times; None: the one that is shipped.
 
     Raises:
         ClusterError: an unknown GPU or model, or no room for an engine.
@@ -100,7 +102,7 @@ def lay_out(cluster: ClusterSpec, draw: Draw | None = None) -> Layout:
         for kind in [_kind(index, node, draw)]
         for name in node.names()
     )
-    return Layout(nodes, tuple(_Placing(cluster, nodes).engines()))
+    return Layout(nodes, tuple(_Placing(cluster, nodes, catalogue).engines()))
 
 
 def _kind(index: int, node: NodeSpec, draw: Draw | None) -> GpuType:
@@ -114,8 +116,9 @@ def _kind(index: int, node: NodeSpec, draw: Draw | None) -> GpuType:
 class _Placing:
     """Puts replicas on nodes, one after the other, each on the first node with room."""
 
-    def __init__(self, cluster: ClusterSpec, nodes: Sequence[NodePlace]) -> None:
+    def __init__(self, cluster: ClusterSpec, nodes: Sequence[NodePlace], catalogue: Catalogue | None) -> None:
         self._cluster = cluster
+        self._catalogue = catalogue
         self._nodes = nodes
         self._used = [0] * len(nodes)
         self._first_with_room = 0
@@ -208,7 +211,7 @@ class _Placing:
         key = (kind.name, spec.model, spec.gpus, spec.dtype)
         if key not in self._models:
             try:
-                model = step_model(kind, spec.model, spec.gpus, dtype=spec.dtype)
+                model = step_model(kind, spec.model, spec.gpus, dtype=spec.dtype, catalogue=self._catalogue)
             except UnknownEngineError as error:
                 raise ClusterError(f"{where}: {error}") from None
             if model.kv_blocks < 1:

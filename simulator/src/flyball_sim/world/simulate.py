@@ -15,6 +15,7 @@ from flyball_operator.accepting import accept
 from flyball_operator.selection import assign
 from flyball_sim.gpu.dies import Die, draw_dies
 from flyball_sim.gpu.parameters import Draw, die_spread, nominal
+from flyball_sim.latency.catalogue import Catalogue
 from flyball_sim.load.traces import TraceRequest
 from flyball_sim.world.actuator import VirtualActuator
 from flyball_sim.world.agents import ScrapeError, Site, VirtualAgent
@@ -60,6 +61,7 @@ class Simulation:
         requests: in order of arrival; taken one by one, so a generator will do.
         seed: of everything that is drawn.
         draw: values of the parameters that no measurement fixes; None: nominal ones.
+        catalogue: of models and their step times; None: the one that is shipped.
         router: name (`routers.ROUTERS`), or what makes a router.
         faults: what goes wrong.
         mode: instead of every policy's own; None: as written.
@@ -86,6 +88,7 @@ class Simulation:
         *,
         seed: int = 1,
         draw: Draw | None = None,
+        catalogue: Catalogue | None = None,
         router: str | MakeRouter = "least-requests",
         faults: Sequence[Fault] = (),
         mode: Mode | None = None,
@@ -103,7 +106,7 @@ class Simulation:
                 raise ValueError(f"{name} is {value}: give more than 0")
         self._seed = seed
         self._end = end_seconds
-        self._layout = lay_out(cluster, draw)
+        self._layout = lay_out(cluster, draw, catalogue)
         self._delays = delays or Delays()
         self._stopwatch = stopwatch or standing_still
         self._make = make
