@@ -41,7 +41,7 @@ SYSTEMS: Mapping[str, tuple[str, str]] = MappingProxyType(
 REMARKS = (
     "Coefficients fitted to steps that were put together from the kernel tables of NVIDIA AIConfigurator 0.12.0",
     "(https://github.com/ai-dynamo/aiconfigurator, Apache-2.0): vLLM 0.24.0, on A100 0.14.0. Microseconds.",
-    "flyball_sim/latency/rows.py gives the formula, docs/models.md says what the numbers rest on and how to remake them.",
+    "flyball_sim/latency/rows.py gives the formula, docs/models.md says what they rest on and how to remake them.",
 )
 INSTALL = "install it with: pip install 'flyball-sim[aiconfigurator]'"
 _FP8_BLOCK = 128

@@ -103,10 +103,11 @@ class _Piece(NamedTuple):
 def _dense_pieces(row: StepRow, decode_share: float, prefill_share: float) -> tuple[_Piece, ...]:
     on_gpu = [total - between for total, between in zip(row.dense, row.communication, strict=True)]
     per_token = on_gpu[-1] / KNOTS[-1]
-    clocked = []
+    clocked: list[float] = []
     for tokens, time in zip(KNOTS, on_gpu, strict=True):
         compute_bound = min(1.0, (per_token * tokens / time) ** _COMPUTE_SHARPNESS) if time > 0.0 else 0.0
-        clocked.append(time * (decode_share + (prefill_share - decode_share) * compute_bound))
+        part = time * (decode_share + (prefill_share - decode_share) * compute_bound)
+        clocked.append(max(part, clocked[-1] if clocked else 0.0))  # or a step could gain by more work at low clocks
     fixed = [total - part for total, part in zip(row.dense, clocked, strict=True)]
     pieces = []
     for left in range(len(KNOTS)):
