@@ -85,6 +85,13 @@ def test_the_v100_meets_every_row_within_a_tenth_those_under_a_cap_unseen():
         assert result.sm_mhz == pytest.approx(result.row.sm_mhz, rel=0.1)
 
 
+@needs_data
+def test_training_on_a_v100_under_caps_it_was_not_fitted_to_takes_about_as_long():
+    found = anchors.training_under_caps(GPU_TYPES["V100-SXM2"], CALIBRATION / "zeus_cap_sweep_v100.csv")
+    assert len(found) > 90
+    assert fmean(abs(task.ratio / task.measured_ratio - 1.0) for task in found) <= 0.1
+
+
 def test_the_v100_carries_the_fit_of_its_locked_rows():
     fit, kind = sweeps.fit_v100(), GPU_TYPES["V100-SXM2"]
     assert (fit.memory_knee_mhz, fit.memory_knee_exponent) == (kind.memory_knee_mhz, kind.memory_knee_exponent)

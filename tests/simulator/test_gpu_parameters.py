@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from flyball_sim.gpu import describe
 from flyball_sim.gpu.anchors import cap_throughput_ratio
 from flyball_sim.gpu.delays import cap_tau_seconds, lock_delay_seconds
 from flyball_sim.gpu.dies import DEFAULT_SPREAD
@@ -123,3 +124,15 @@ def test_lock_delays_have_the_type_s_median_and_tail_and_caps_fall_faster_than_t
     assert lock_delay_seconds(H100, Numbers(0.5, 0.99)) == pytest.approx(0.100)
     assert lock_delay_seconds(H100, Numbers(0.004, 0.5)) == pytest.approx(0.35)
     assert cap_tau_seconds(H100, rising=False) < cap_tau_seconds(H100, rising=True)
+
+
+def test_the_types_and_their_open_numbers_can_be_printed(capsys):
+    assert describe.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [[kind.name, kind.provenance] for kind in GPU_TYPES.values()]
+    assert describe.main(["H200-SXM"]) == 0
+    told = capsys.readouterr().out
+    assert "lock_ceiling_mhz" in told
+    assert "3 to 7 pJ a bit at full bandwidth" in told
+    assert describe.main(["H200"]) == 2
+    assert "did you mean 'H200-SXM'" in capsys.readouterr().err

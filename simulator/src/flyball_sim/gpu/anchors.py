@@ -6,7 +6,9 @@ The loads behind them are stated here, because the sources do not give memory an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from flyball_sim.gpu.fits import read_rows
 from flyball_sim.gpu.kind import GpuType
 from flyball_sim.gpu.steps import settle, step_seconds, step_watts
 from flyball_sim.gpu.sweeps import KernelCost
@@ -75,6 +77,48 @@ def cap_ratios(gpu_type: GpuType, full_watts: float, low_watts: float) -> Ratios
         else:
             longest = host
     return ratios(gpu_type, _with_host(cost, longest), (full_watts, None), (low_watts, None))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """Training under a cap over training at the highest cap: seconds an epoch, measured and ours."""
+
+    network: str
+    batch: int
+    cap_watts: float
+    measured_ratio: float
+    ratio: float
+
+
+def training_under_caps(gpu_type: GpuType, path: Path) -> tuple[TrainingResult, ...]:
+    """Zeus' cap sweeps (NSDI'23), where caps bind: a look at the power law, far from serving; nothing is fitted.
+
+    Each task is taken as bound by compute and as large as its watts at the highest cap say; tasks that do not reach
+    80 % of that cap are left out.
+
+    Args:
+        gpu_type: the card of the sweep.
+        path: `zeus_cap_sweep_v100.csv`.
+    """
+    tasks: dict[tuple[str, str, str, str], list[dict[str, str]]] = {}
+    for row in read_rows(path):
+        tasks.setdefault((row["dataset"], row["network"], row["batch_size"], row["optimizer"]), []).append(row)
+    found = []
+    for (_, network, batch, _), rows in tasks.items():
+        full = max(rows, key=lambda row: float(row["power_limit"]))
+        watts, top = float(full["average_power"]), gpu_type.sm_max_mhz
+        if watts < 0.8 * float(full["power_limit"]):
+            continue
+        unit = KernelCost(0.0, 0.0, 1e-3, 0.0, 1e-3 * gpu_type.dense_bf16_flops)
+        flops = unit.flops * (watts - gpu_type.active_floor_watts) / gpu_type.power.tensor_watts
+        cost = KernelCost(0.0, 0.0, 1e-3, 0.0, flops)
+        for row in rows:
+            cap = float(row["power_limit"])
+            if cap < 0.9 * watts:
+                mhz, _, _ = settle(gpu_type, cost, cap)
+                measured = float(row["time_per_epoch"]) / float(full["time_per_epoch"])
+                found.append(TrainingResult(network, int(batch), cap, measured, top / mhz))
+    return tuple(found)
 
 
 def _cost(
