@@ -18,12 +18,16 @@ SPEED ?= 1
 NODES ?= 3
 KEEP ?= 0
 OUT ?= out/demo
+# Options of `make replay`, `validate`, `scoreboard` and `bench`. DATA is the directory of measured data, if there is one.
+DATA ?= $(or $(FLYBALL_DATA),$(patsubst %/traces,%,$(wildcard ../shared/data/traces)))
+POLICY ?= docs/examples/chat.yaml
+SEED ?= 1
 # Options of `make test`: TESTS=tests/planning, ARGS='-k ledger', CLUSTER=current
 TESTS ?= tests
 ARGS ?=
 CLUSTER ?= local
 
-.PHONY: help demo test lint format crds bench cluster cluster-down clean sync uv
+.PHONY: help demo test lint format crds replay validate scoreboard bench cluster cluster-down clean sync uv
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,8 +51,17 @@ format: sync ## rewrite the code to the house's format
 crds: sync ## rewrite the CRDs, the chart's copies and the field reference from the models
 	@.venv/bin/python -m flyball_api.crdgen
 
-bench: sync ## measure latency, CPU, memory and writes; prints a table with the machine and the load
-	@.venv/bin/flyball-sim bench --out out/bench
+replay: sync ## what would a policy save on a trace? (POLICY=file TRACE=file|generator SEED=1 ARGS='--draws 20')
+	@.venv/bin/flyball-sim replay --policy "$(POLICY)" --trace "$(TRACE)" --seed $(SEED) --out out/replay $(ARGS)
+
+validate: sync ## the simulator beside published measurements (DATA=directory of the measured data)
+	@.venv/bin/flyball-sim validate $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+scoreboard: sync ## controllers over worlds, traces, loads and SLOs; hours, resumable (ARGS=--quick: minutes)
+	@.venv/bin/flyball-sim scoreboard $(ARGS)
+
+bench: sync ## the simulator's speed; latency, CPU, memory and writes of a cluster (ARGS='--only simulator')
+	@.venv/bin/flyball-sim bench --out out/bench $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 cluster: sync ## start the control plane and leave it running
 	@.venv/bin/flyball-sim cluster up

@@ -6,6 +6,10 @@ import re
 import subprocess
 from pathlib import Path
 
+import yaml
+
+from flyball_sim.admission.policies import check
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -41,3 +45,9 @@ def test_every_make_target_named_in_a_document_exists() -> None:
 def test_no_file_is_a_binary_but_pictures_of_the_documentation() -> None:
     found = [path for path in tracked() if b"\0" in path.read_bytes()]
     assert all(path.suffix == ".png" and path.parent == ROOT / "docs" for path in found), found
+
+
+def test_the_first_policy_of_the_readme_is_the_example_that_the_api_server_would_take() -> None:
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
+    assert shown == (ROOT / "docs" / "examples" / "chat.yaml").read_text(encoding="utf-8")
+    assert not check(yaml.safe_load(shown))
