@@ -134,6 +134,7 @@ class NodeControl:
         self._plan = _Plan()
         self._driver = GroupDriver(make)
         self._accounts: dict[str, PolicyAccount] = {}
+        self._engines: dict[str, set[Engine]] = {}
         self._lives = 0
 
     # -- news ----------------------------------------------------------------------------------------------
@@ -397,11 +398,17 @@ class NodeControl:
         return found
 
     def _engines_of(self, policy: str) -> set[Engine]:
-        groups = (group for group in self._plan.groups if group.policy.name == policy)
-        return {engine for group in groups for entry in group.entries if (engine := engine_of(group.policy, entry))}
+        # Asked with every page of every engine: found once for every plan.
+        if policy not in self._engines:
+            groups = (group for group in self._plan.groups if group.policy.name == policy)
+            self._engines[policy] = {
+                engine for group in groups for entry in group.entries if (engine := engine_of(group.policy, entry))
+            }
+        return self._engines[policy]
 
     def _open_accounts(self) -> None:
         accounts = {}
+        self._engines = {}
         for name, policy in self._plan.policies.items():
             account = self._accounts.get(name)
             bounds = thresholds(policy.slo)
