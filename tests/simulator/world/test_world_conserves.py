@@ -1,6 +1,7 @@
 """Nothing is lost or made up: requests, tokens, joules; the same arguments give the same run."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from world_parts import PlainEngine, plain, policy, run_plain, steady
 from flyball_sim.load.traces import TraceRequest
 from flyball_sim.world.cluster import parse_cluster, uniform_cluster
 from flyball_sim.world.faults import parse_fault
+from flyball_sim.world.routers import ROUTERS
 from flyball_sim.world.simulate import run_together
 
 TWO_NODES = uniform_cluster(engines=4, gpus_per_node=2)
@@ -84,8 +86,9 @@ def test_energy_is_that_of_every_machine_from_second_0_and_of_idle_cards():
     assert result.idle_joules == pytest.approx(50 * 72, rel=0.2)
 
 
-def test_with_an_hour_of_time_a_run_ends_with_its_last_request():
-    result = run_plain(requests=[TraceRequest(1.0, 100, 11)])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_run_without_an_end_ends_with_its_last_request(router):
+    result = run_plain(requests=[TraceRequest(1.0, 100, 11)], router=router)
     assert result.end_seconds == pytest.approx(1.0 + 0.01 + 0.1)
     assert result.outcomes[0].ttft_seconds == pytest.approx(0.01)
     assert result.outcomes[0].tpot_seconds == pytest.approx(0.01)
@@ -157,6 +160,11 @@ def test_another_seed_draws_other_delays():
 
     assert digest(1) == digest(1)
     assert digest(1) != digest(2)
+
+
+def test_a_result_travels_between_processes():
+    result = run_plain(TWO_NODES, [policy(clock=1200, watts=2000)], steady(20, seconds=20), end_seconds=30)
+    assert pickle.loads(pickle.dumps(result)).digest() == result.digest()
 
 
 def test_compared_runs_end_together():

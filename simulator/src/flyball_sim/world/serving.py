@@ -239,6 +239,13 @@ class Serving:
                     f"a request arrives at {self._next.arrival_seconds} s, after one at {self._queue.now} s: sort them"
                 )
             self._queue.at(self._next.arrival_seconds, self._arrive)
+            return
+        # What is left is waited for: the run may end with the last of it.
+        for entrance in (self._entrance, *self._decoders.values()):
+            entrance.counts = True
+        for unit in self._units:
+            if unit.alive:
+                self._watch(unit)
 
     def _arrive(self) -> None:
         request = self._next
