@@ -60,7 +60,7 @@ _H200 = GpuType(
     cap_default_watts=700.0,
     idle_watts=75.0,  # modelled: no public figure
     context_watts=51.0,  # modelled: brings the card to its measured active floor of 126 W
-    # 126: measured active floor; 2.03 goes with it on the line of the MLPerf pairs. 843.8: the H100 fit with a static
+    # 126: measured active floor; 2.03: fits.fit_cap_exponent on the two GPT-J pairs of MLPerf with it. 843.8: the H100 fit with a static
     # of 126, the silicon being the same. 323.6 = hbm + sm: fit to medians of kernels that stream memory
     # (fits.fit_kernel_memory_watts). hbm : sm is modelled.
     power=PowerModel(126.0, 172.0, 151.6, 843.8, 2.03, 1095.0),

@@ -14,19 +14,19 @@ from flyball_sim.gpu.types import GPU_TYPES, GpuType, UnknownGpuTypeError, gpu_t
 def summary() -> str:
     """All types, one a line under a heading."""
     rows = [("TYPE", "PROVENANCE", "SM MHz", "CAP W", "IDLE W", "FLOOR W", "k", "KNEE MHz")]
-    for kind in GPU_TYPES.values():
-        rows.append(
-            (
-                kind.name,
-                kind.provenance,
-                f"{kind.sm_min_mhz}-{kind.sm_max_mhz}",
-                f"{kind.cap_min_watts:.0f}-{kind.cap_max_watts:.0f}",
-                f"{kind.idle_watts:g}",
-                f"{kind.active_floor_watts:g}",
-                f"{kind.power.clock_exponent:g}",
-                f"{kind.memory_knee_mhz:g}",
-            )
+    rows += [
+        (
+            kind.name,
+            kind.provenance,
+            f"{kind.sm_min_mhz}-{kind.sm_max_mhz}",
+            f"{kind.cap_min_watts:.0f}-{kind.cap_max_watts:.0f}",
+            f"{kind.idle_watts:g}",
+            f"{kind.active_floor_watts:g}",
+            f"{kind.power.clock_exponent:g}",
+            f"{kind.memory_knee_mhz:g}",
         )
+        for kind in GPU_TYPES.values()
+    ]
     return _table(rows)
 
 
@@ -42,7 +42,7 @@ def description(kind: GpuType) -> str:
 
 
 def _numbers(kind: GpuType) -> list[tuple[str, str]]:
-    found = []
+    found: list[tuple[str, str]] = []
     for field in fields(kind):
         value = getattr(kind, field.name)
         if is_dataclass(value):
