@@ -38,7 +38,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--model", help="model to ask for (default: each engine's first)")
     where.add_argument("--round-robin", action="store_true", help="each in turn, instead of the least outstanding")
     what = parser.add_argument_group("requests")
-    what.add_argument("--trace", default=GENERATED, help=f"{GENERATED!r}, or an Azure CSV trace")
+    what.add_argument(
+        "--trace", default=GENERATED, help=f"{GENERATED!r}, a CSV trace, or a generator as in poisson:rate=3"
+    )
+    what.add_argument("--data", metavar="DIR", help="directory of the measured data, for traces that read it")
     what.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="where in the trace to begin")
     what.add_argument("--duration", type=float, default=90.0, metavar="SECONDS", help="how long requests are sent")
     what.add_argument("--speed", type=float, default=1.0, help="compress arrivals by this factor; lengths stay")
@@ -62,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         keep=args.thin,
         max_requests_per_second=args.rate_limit,
         seed=args.seed,
+        data=args.data,
     )
     slo = Slo(
         None if args.ttft_ms is None else args.ttft_ms / 1000, None if args.itl_ms is None else args.itl_ms / 1000

@@ -1,19 +1,31 @@
-"""Request traces: what arrives when, and how long it is. Reading, cutting, thinning and speeding up."""
+"""Request traces: what arrives when, and how long it is. Reading, cutting, thinning and scaling."""
 
 from __future__ import annotations
 
-import csv
+import math
 import random
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
+from typing import Final, TextIO
 
-AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+AZURE_COLUMNS: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+PLAIN_COLUMNS: Final = ("arrival_seconds", "prompt_tokens", "output_tokens")
+MOST_TOKENS: Final = 10_000_000
+"""Of one prompt or answer: beyond any model's context, so a slip of the pen."""
+
+_LONGEST_LINE: Final = 4096
+_LONGEST_SHOWN: Final = 60
+_WHOLE: Final = re.compile(r"[+-]?[0-9]+")
+_DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_TIMESTAMP: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]+)?")
 
 
 class TraceError(ValueError):
-    """A trace file that cannot be read; the message names the line, what is wrong there, and the mend."""
+    """A trace that cannot be had; the message names where it fails (file and line, or option), and the mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,104 +37,154 @@ class TraceRequest:
     output_tokens: int
 
 
-def _seconds(timestamp: str) -> float:
-    # Azure writes seven digits of a second, datetime holds six: the fraction is read by itself.
-    whole, _, fraction = timestamp.strip().partition(".")
-    if fraction and not fraction.isdigit():
-        raise ValueError(timestamp)
-    moment = datetime.fromisoformat(f"{whole}+00:00").timestamp()
-    return moment + (float(f"0.{fraction}") if fraction else 0.0)
+def stream_trace(path: Path) -> Iterator[TraceRequest]:
+    """The requests of a CSV file, one at a time: a file of any length in the memory of one line.
 
+    The first line says which of two forms it has. `TIMESTAMP,ContextTokens,GeneratedTokens` is that of the Azure LLM
+    inference traces: arrivals count from its first request. `arrival_seconds,prompt_tokens,output_tokens` is the plain
+    one: arrivals count from 0, which may be before its first request.
 
-def _tokens(row: Sequence[str], column: int, place: str) -> int:
-    name = AZURE_COLUMNS[column]
+    Raises:
+        TraceError: the file is missing, not text of one of these forms, out of order or empty.
+    """
     try:
-        tokens = int(row[column])
+        with path.open(encoding="utf-8-sig", newline=None) as file:
+            yield from _requests(file, path)
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}: give a CSV file with {','.join(AZURE_COLUMNS)}") from error
+    except UnicodeDecodeError as error:
+        raise TraceError(f"{path} is not a CSV file in UTF-8 ({error.reason}): save it as one") from error
+
+
+def read_trace(
+    path: Path, *, start_seconds: float = 0.0, duration_seconds: float | None = None
+) -> tuple[TraceRequest, ...]:
+    """Read a CSV file, or the segment of it that `segment` would cut; lines behind the segment are not read.
+
+    Raises:
+        TraceError: see `stream_trace`.
+        ValueError: the segment holds no request.
+    """
+    if start_seconds == 0 and duration_seconds is None:
+        return tuple(stream_trace(path))
+    return segment(stream_trace(path), start_seconds=start_seconds, duration_seconds=duration_seconds)
+
+
+def _requests(file: TextIO, path: Path) -> Iterator[TraceRequest]:
+    lines = _lines(file, path)
+    _, header = next(lines, (1, ""))
+    columns = tuple(_fields(header))
+    if columns not in {AZURE_COLUMNS, PLAIN_COLUMNS}:
+        raise TraceError(
+            f"{path}, line 1: the columns are {_shown(header)}: make the first line {','.join(AZURE_COLUMNS)}"
+            f" or {','.join(PLAIN_COLUMNS)}"
+        )
+    start: float | None = None if columns == AZURE_COLUMNS else 0.0
+    latest, count = -math.inf, 0
+    for line, text in lines:
+        if not text.strip():
+            continue
+        place, values = f"{path}, line {line}", _fields(text)
+        if len(values) != len(columns):
+            raise TraceError(f"{place}: {len(values)} values, not {len(columns)}: write {','.join(columns)}")
+        moment = _timestamp(values[0], place) if columns == AZURE_COLUMNS else _seconds(values[0], place)
+        if moment < latest:
+            raise TraceError(f"{place}: {columns[0]} {values[0]} is before the line above: sort the file by time")
+        latest, start = moment, moment if start is None else start
+        yield TraceRequest(moment - start, _tokens(values, 1, columns, place), _tokens(values, 2, columns, place))
+        count += 1
+    if not count:
+        raise TraceError(f"{path} has no requests: add lines below the header")
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers and lines; a file without line ends is not read into memory."""
+    number = 0
+    while line := file.readline(_LONGEST_LINE):
+        number += 1
+        if len(line) == _LONGEST_LINE and not line.endswith("\n"):
+            raise TraceError(f"{path}, line {number}: over {_LONGEST_LINE} characters: give one request a line")
+        yield number, line.removesuffix("\n")
+
+
+def _fields(line: str) -> list[str]:
+    return [value.strip().strip('"').strip() for value in line.split(",")]
+
+
+def _timestamp(text: str, place: str) -> float:
+    # Azure writes seven digits of a second, datetime holds six: the fraction is read by itself.
+    found = _TIMESTAMP.fullmatch(text)
+    try:
+        if found is None:
+            raise ValueError(text)
+        return datetime.fromisoformat(f"{found[1]}+00:00").timestamp() + float(found[2] or 0)
     except ValueError:
-        raise TraceError(f"{place}: {name} is {row[column]!r}: write a whole number of tokens") from None
+        raise TraceError(f"{place}: TIMESTAMP is {_shown(text)}: write it as 2023-11-16 18:15:46.6805900") from None
+
+
+def _seconds(text: str, place: str) -> float:
+    if not _DECIMAL.fullmatch(text) or not math.isfinite(seconds := float(text)):
+        raise TraceError(f"{place}: arrival_seconds is {_shown(text)}: write a finite number of seconds")
+    if seconds < 0:
+        raise TraceError(f"{place}: arrival_seconds is {_shown(text)}: count from the trace's start, which is 0")
+    return seconds
+
+
+def _tokens(values: Sequence[str], column: int, columns: Sequence[str], place: str) -> int:
+    name, text = columns[column], values[column]
+    if not _WHOLE.fullmatch(text):
+        raise TraceError(f"{place}: {name} is {_shown(text)}: write a whole number of tokens")
+    # Digits are counted first, for Python refuses to read thousands of them.
+    tokens = int(text) if len(text) <= 20 else -MOST_TOKENS if text[0] == "-" else 2 * MOST_TOKENS
     if tokens < 1:
-        raise TraceError(f"{place}: {name} is {tokens}: a request has at least 1, drop the line")
+        raise TraceError(f"{place}: {name} is {_shown(text)}: a request has at least 1, drop the line")
+    if tokens > MOST_TOKENS:
+        raise TraceError(f"{place}: {name} is {_shown(text)}: give at most {MOST_TOKENS}")
     return tokens
 
 
-def read_azure_csv(path: Path) -> tuple[TraceRequest, ...]:
-    """Read a trace of the Azure LLM inference trace's form: TIMESTAMP,ContextTokens,GeneratedTokens.
-
-    Arrivals count from the first line.
-
-    Raises:
-        TraceError: the file is missing, not text of this form, out of order or empty.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            return _parse(((reader.line_num, row) for row in reader), path)
-    except OSError as error:
-        raise TraceError(f"{path}: {error.strerror}: give a CSV file with {','.join(AZURE_COLUMNS)}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TraceError(f"{path} is not a CSV file in UTF-8 ({error}): save it as one") from error
-
-
-def _parse(rows: Iterator[tuple[int, list[str]]], path: Path) -> tuple[TraceRequest, ...]:
-    _, header = next(rows, (1, []))
-    if tuple(name.strip() for name in header) != AZURE_COLUMNS:
-        raise TraceError(
-            f"{path}, line 1: the columns are {','.join(header)!r}: make the first line {','.join(AZURE_COLUMNS)}"
-        )
-    requests: list[TraceRequest] = []
-    start = latest = 0.0
-    for line, row in rows:
-        if not row:
-            continue
-        place = f"{path}, line {line}"
-        if len(row) != len(AZURE_COLUMNS):
-            raise TraceError(f"{place}: {len(row)} values, not {len(AZURE_COLUMNS)}: write {','.join(AZURE_COLUMNS)}")
-        try:
-            moment = _seconds(row[0])
-        except ValueError:
-            raise TraceError(f"{place}: TIMESTAMP is {row[0]!r}: write it as 2023-11-16 18:15:46.6805900") from None
-        if not requests:
-            start = latest = moment
-        if moment < latest:
-            raise TraceError(f"{place}: TIMESTAMP {row[0]} is before the line above: sort the file by time")
-        latest = moment
-        requests.append(TraceRequest(moment - start, _tokens(row, 1, place), _tokens(row, 2, place)))
-    if not requests:
-        raise TraceError(f"{path} has no requests: add lines below the header")
-    return tuple(requests)
+def _shown(text: str) -> str:
+    if not text:
+        return "missing"
+    return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}...")
 
 
 def segment(
-    trace: Sequence[TraceRequest], *, start_seconds: float = 0.0, duration_seconds: float | None = None
+    trace: Iterable[TraceRequest], *, start_seconds: float = 0.0, duration_seconds: float | None = None
 ) -> tuple[TraceRequest, ...]:
     """The requests that arrive in [start, start + duration), with arrivals counted from its start.
+
+    Args:
+        trace: by arrival; it is read up to the first request behind the segment.
+        start_seconds: where in the trace the segment begins.
+        duration_seconds: how long it is; None: to the trace's end.
 
     Raises:
         ValueError: the segment holds no request.
     """
     end = float("inf") if duration_seconds is None else start_seconds + duration_seconds
-    chosen = tuple(
-        replace(request, arrival_seconds=request.arrival_seconds - start_seconds)
-        for request in trace
-        if start_seconds <= request.arrival_seconds < end
-    )
+    chosen: list[TraceRequest] = []
+    last = 0.0
+    for request in takewhile(lambda request: request.arrival_seconds < end, trace):
+        last = request.arrival_seconds
+        if last >= start_seconds:
+            chosen.append(replace(request, arrival_seconds=last - start_seconds))
     if not chosen:
-        last = trace[-1].arrival_seconds if trace else 0.0
         raise ValueError(
-            f"no request arrives from {start_seconds} s to {end} s of the trace, whose last is at {last:.1f} s: "
+            f"no request arrives from {start_seconds} s to {end} s of the trace, the last before that at {last:.1f} s: "
             "start earlier or take more"
         )
-    return chosen
+    return tuple(chosen)
 
 
-def speed_up(trace: Sequence[TraceRequest], factor: float) -> tuple[TraceRequest, ...]:
-    """The same requests, arriving `factor` times as densely; lengths stay.
+def scale(trace: Sequence[TraceRequest], factor: float) -> tuple[TraceRequest, ...]:
+    """The same requests at `factor` times the load: arrivals move together, lengths stay.
 
     Raises:
-        ValueError: the factor is not positive.
+        ValueError: the factor is not a positive number.
     """
-    if factor <= 0:
-        raise ValueError(f"the speed is {factor}: give a number above 0 (1 keeps the trace's own pace)")
+    if not (math.isfinite(factor) and factor > 0):
+        raise ValueError(f"the load factor is {factor}: give a number above 0 (1 keeps the trace's own pace)")
     return tuple(replace(request, arrival_seconds=request.arrival_seconds / factor) for request in trace)
 
 
@@ -151,3 +213,8 @@ def thin_to_rate(
             raise ValueError(f"the {name} is {value}: give a number above 0")
     keep = min(1.0, requests_per_second * duration_seconds / max(1, len(trace)))
     return thin(trace, keep, seed=seed)
+
+
+# Their names until every room calls them by the new ones.
+read_azure_csv = read_trace
+speed_up = scale
