@@ -60,9 +60,9 @@ _H200 = GpuType(
     cap_default_watts=700.0,
     idle_watts=75.0,  # modelled: no public figure
     context_watts=51.0,  # modelled: brings the card to its measured active floor of 126 W
-    # 126: measured active floor; 2.03: fits.fit_cap_exponent on the two GPT-J pairs of MLPerf with it. 843.8: the H100 fit with a static
-    # of 126, the silicon being the same. 323.6 = hbm + sm: fit to medians of kernels that stream memory
-    # (fits.fit_kernel_memory_watts). hbm : sm is modelled.
+    # 126: measured active floor; 2.03: fits.fit_cap_exponent with it, on the two GPT-J pairs of MLPerf. 843.8: the
+    # H100 fit with a static of 126, the silicon being the same. 323.6 = hbm + sm: fit to medians of kernels that
+    # stream memory (fits.fit_kernel_memory_watts). hbm : sm is set so that a lock saves decode 25-40 % of its energy.
     power=PowerModel(126.0, 172.0, 151.6, 843.8, 2.03, 1095.0),
     memory_knee_mhz=1095.0,  # modelled: decode runs as fast at 1590 MHz as at 1980 (arXiv 2605.11999)
     decode_clock_share=0.02,  # modelled: the same source saw less than 0.1 %
@@ -175,16 +175,16 @@ _A6000 = GpuType(
     cap_max_watts=300.0,
     cap_default_watts=300.0,
     idle_watts=33.0,  # measured
-    context_watts=12.0,  # modelled
+    context_watts=2.0,  # measured: 33-35 W with the server waiting
     # fitted to AGFT's sweep (sweeps.fit_a6000), whose load is not known; 2100 MHz is never reached under load
-    power=PowerModel(51.4, 40.0, 600.0, 1404.0, 2.75, 1155.0),
+    power=PowerModel(46.4, 40.0, 600.0, 1404.0, 2.75, 1155.0),
     memory_knee_mhz=1020.0,  # fitted to the same sweep's time per token
     memory_knee_exponent=1.3,
     decode_clock_share=0.1,
     prefill_clock_share=0.95,
     lock_latency_median_seconds=0.020,
     power_usage_is_averaged=True,
-    linger_watts=60.0,  # measured: 89-97 W after load ...
+    linger_watts=58.0,  # measured: 89-97 W after load ...
     linger_seconds=16.0,  # ... for some 16 s, then 33-35 W
     sensor_window_seconds=0.1,
 )

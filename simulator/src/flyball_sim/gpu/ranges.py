@@ -169,7 +169,7 @@ def _power_parameters(kind: GpuType) -> tuple[Parameter, ...]:
         watts(
             "linger_watts",
             kind.linger_watts,
-            (56.0, 64.0) if kind.linger_watts else (0.0, 30.0),
+            (54.0, 62.0) if kind.linger_watts else (0.0, 30.0),
             "watts after load are logged for RTX A6000 only",
             "RTX A6000 89-97 W for some 16 s (LLMServingSim's log)",
         ),
