@@ -19,7 +19,6 @@ from flyball_sim.world.delays import Delays, InOrder, Link
 from flyball_sim.world.events import EventQueue
 
 Raw = dict[str, Any]
-Deliver = Callable[..., None]
 
 
 class ConflictError(Exception):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -305,9 +305,6 @@ def uniform_cluster(
         ],
     }
     return ClusterSpec.model_validate(spec)
-
-
-RouterName = Literal["round-robin", "least-requests", "weighted"]
 
 
 def default_cluster() -> ClusterSpec:

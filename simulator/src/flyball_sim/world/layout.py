@@ -230,6 +230,11 @@ def _limits(where: str, spec: LimitsSpec, model: StepModel) -> EngineLimits:
         raise ClusterError(
             f"{where}: limits.max_model_len is {length}, and {model.model.name} takes at most {context}: give less"
         )
+    if length > room:
+        raise ClusterError(
+            f"{where}: limits.max_model_len is {length}, and the KV cache has room for {room} tokens: give "
+            "less, or the engine more GPUs"
+        )
     limits = EngineLimits(
         max_model_len=length,
         max_num_seqs=spec.max_num_seqs,

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from flyball_agent.facts import Report
-from flyball_api.energypolicy import Ledger
 from flyball_operator.planning import Actions, plan
 from flyball_operator.projections import LeaseView
 from flyball_operator.state import Instant, Memory, Node, Plan, Pod
@@ -78,8 +76,6 @@ class Leader:
         self._free_at = float("-inf")
         self.turns = 0
         """Plans made so far."""
-        self.ledgers: Mapping[str, Ledger] = {}
-        """Of the last plan, by policy."""
         self._begin()
 
     def _begin(self) -> None:
@@ -189,7 +185,6 @@ class Leader:
         if actions.deposed_by is not None:
             raise DeposedError(f"a plan carries epoch {actions.deposed_by}, and this only operator has {self._epoch}")
         self._memory = actions.memory
-        self.ledgers = actions.ledgers
         self.turns += 1
         self._write(actions)
 
@@ -234,6 +229,6 @@ class Leader:
         if self._api.answers:
             self._store.policy_seen(self._api.set_finalizer(name, present=present))
 
-    def _tell_status(self, name: str, status: Report) -> None:
+    def _tell_status(self, name: str, status: Raw) -> None:
         if self._api.answers:
             self._store.policy_seen(self._api.put_policy_status(name, status))

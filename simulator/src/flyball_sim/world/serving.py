@@ -6,7 +6,7 @@ its pool waits for, a scrape, a sample. In between it costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from flyball_agent.scanner import EngineSample
@@ -363,8 +363,3 @@ class Serving:
 def _whole_blocks(tokens: float, prompt_tokens: int) -> int:
     """Cached tokens: whole blocks, and never the whole prompt."""
     return min(int(tokens) // BLOCK_TOKENS * BLOCK_TOKENS, prompt_tokens - 1)
-
-
-def by_address(units: Sequence[Unit]) -> Mapping[str, Unit]:
-    """Engines by their pods' addresses."""
-    return {unit.place.pod.ip: unit for unit in units}
