@@ -15,6 +15,7 @@ from flyball_sim.replay.objectives import of_policy
 from flyball_sim.replay.policies import ReplayPolicy
 from flyball_sim.replay.question import ClusterView, Question, Trace
 from flyball_sim.replay.record import FINISHED, Record, Requests, Statement
+from flyball_sim.world.cluster import default_cluster
 
 SPEC = {
     "mode": "Enforce",
@@ -46,7 +47,7 @@ def question() -> Question:
         policies=(ReplayPolicy("chat", spec, document),),
         objectives=(of_policy(spec),),
         trace=Trace("trace.csv", tuple(TraceRequest(0.5 * index, 100, 40) for index in range(COUNT))),
-        cluster=None,
+        cluster=default_cluster(),
         view=ClusterView(
             assumed=True,
             summary="2 engines of llama-3.1-8b (bf16), each on 1 GPU of type H100-SXM5, on 1 node",
@@ -55,9 +56,11 @@ def question() -> Question:
             ceilings_watts=(1400.0,),
             document={"nodes": [{"name": "node-1", "gpus": 2}]},
         ),
+        owners={"chat-0": 0, "chat-1": 0},
         seed=1,
         router="least-requests",
         faults=(),
+        injected=(),
         end_seconds=END_SECONDS,
         sample_seconds=1.0,
         draws=3,

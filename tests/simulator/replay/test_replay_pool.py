@@ -16,7 +16,6 @@ from flyball_sim.replay.pool import Job, jobs_of, run_all
 WORKER = textwrap.dedent(
     """
     import os
-    import sys
 
     def report(question, job, tell):
         tell(0.5)
@@ -32,7 +31,7 @@ WORKER = textwrap.dedent(
             tell(0.1)
 
     def endless(question, job, tell):
-        print("running", file=sys.stderr, flush=True)
+        os.write(2, b"running\\n")  # one write: lines of two processes do not mix
         while True:
             tell(0.1)
     """
@@ -92,8 +91,11 @@ def test_runs_end_with_the_replay_however_it_ends(tmp_path: Path, how: signal.Si
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     process = subprocess.Popen([sys.executable, tmp_path / "main.py"], stderr=subprocess.PIPE, env=environment)
     with process:
-        assert process.stderr is not None
-        assert [process.stderr.readline() for _ in range(2)] == [b"running\n"] * 2
-        process.send_signal(how)
-        # Standard error ends when the last process that holds it is gone.
-        process.communicate(timeout=60)
+        try:
+            assert process.stderr is not None
+            assert [process.stderr.readline() for _ in range(2)] == [b"running\n"] * 2
+            process.send_signal(how)
+            # Standard error ends when the last process that holds it is gone.
+            process.communicate(timeout=60)
+        finally:
+            process.kill()

@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from flyball_sim.replay.objectives import Objective
 from flyball_sim.replay.record import Floats
@@ -261,6 +262,7 @@ def _ledger(axes: Axes, plotted: Plotted) -> None:
 
 
 def _load(axes: Axes, plotted: Plotted) -> None:
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     with _roof(axes, least=1.0) as seen:
         for colour, series in _both(plotted):
             total = series["running"] + series["waiting"]

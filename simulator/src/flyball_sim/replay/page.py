@@ -77,6 +77,7 @@ def render(question: Question, answer: Answer, result: Result) -> str:
         objectives=list(dict.fromkeys(f"{o.sentence()} ({o.source})" for o in question.objectives)),
         rows=table.rows(nominal.observe, nominal.enforce, answer.saving),
         strip=strip(answer),
+        at=seconds,
         panels=figures.panels(plotted),
         has_budget="budget_watts" in enforce and any(policy.spec.power_budget for policy in question.policies),
         ranges=[_range(parameter) for parameter in part.parameters],

@@ -84,7 +84,7 @@ def render(question: Question, answer: Answer, part: AnswerPart) -> RenderableTy
     enforce = answer.nominal.enforce
     style = "green" if enforce.keeps_slo and part.saving.nominal > 0 else "yellow"
     grid = Table(show_edge=False, pad_edge=False)
-    for label in ("", "Observe (today)", "Enforce (policy)", "difference"):
+    for label in ("", "Observe\n(today)", "Enforce\n(policy)", "difference"):
         grid.add_column(label, justify="left" if not label else "right", no_wrap=not label)
     for row in rows(answer.nominal.observe, enforce, answer.saving):
         grid.add_row(*row)

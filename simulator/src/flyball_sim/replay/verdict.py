@@ -77,6 +77,7 @@ def notes(question: Question, enforce: Record, nominal: Pair) -> list[str]:
         *_ungoverned(enforce),
         *_budgets(question),
         *_clocks(question),
+        *_faults(question),
         *_assumptions(question),
         *_overshoot(nominal.enforce),
     ]
@@ -144,6 +145,10 @@ def _clocks(question: Question) -> list[str]:
                 "locked. Give --cluster with prefill and decode engines."
             )
     return texts
+
+
+def _faults(question: Question) -> list[str]:
+    return [f"Injected into both runs: {'; '.join(question.faults)}."] if question.faults else []
 
 
 def _assumptions(question: Question) -> list[str]:

@@ -141,18 +141,31 @@ def _total(values: Sequence[Floats]) -> Floats:
 
 
 def _statements(result: RunResult) -> Iterator[Statement]:
-    """Every condition when it came to be as it is: another verdict or reason than before."""
+    """Every condition when it came to be as it is: another verdict or reason than before.
+
+    Of the warm-up only what it ended with is told, as of second 0.
+    """
     last: dict[tuple[str, str], tuple[str, str]] = {}
+    begun: dict[tuple[str, str], Statement] = {}
     for snapshot in result.statuses:
+        if snapshot.seconds > 0:
+            yield from begun.values()
+            begun.clear()
         for condition in snapshot.status.get("conditions", ()):
             key, said = (snapshot.policy, condition["type"]), (condition["status"], condition["reason"])
-            if last.get(key) != said:
-                last[key] = said
-                yield Statement(
-                    seconds=max(0.0, snapshot.seconds),
-                    policy=snapshot.policy,
-                    type=condition["type"],
-                    status=condition["status"],
-                    reason=condition["reason"],
-                    message=condition.get("message", ""),
-                )
+            if last.get(key) == said:
+                continue
+            last[key] = said
+            statement = Statement(
+                seconds=max(0.0, snapshot.seconds),
+                policy=snapshot.policy,
+                type=condition["type"],
+                status=condition["status"],
+                reason=condition["reason"],
+                message=condition.get("message", ""),
+            )
+            if snapshot.seconds > 0:
+                yield statement
+            else:
+                begun[key] = statement
+    yield from begun.values()
