@@ -239,6 +239,8 @@ class TestMeasuredData:
         ("none/poisson", "none/poisson: No such file or directory: give a CSV file"),
         ("", "trace '': there is neither such a file"),
         (".", ".: Is a directory: give a CSV file"),
+        ("x" * 5000, "there is neither such a file nor such a generator"),
+        ("a\0b", "there is neither such a file nor such a generator"),
         ("poisson:rat=3", "'rat' is no option of poisson: give rate"),
         ("poisson:swing=1", "'swing' is no option of poisson: give"),
         ("poisson:rate=fast", "poisson: rate is 'fast': give a number"),

@@ -183,14 +183,22 @@ def open_trace(
         return read_trace(data_file(data, AZURE_TRACE), duration_seconds=seconds)
     if name in KINDS:
         return _from_text(name, options, seconds=seconds, seed=seed, data=data)
-    path = Path(text)
-    if text and (path.exists() or path.suffix == ".csv" or "/" in text):
-        return read_trace(path, duration_seconds=seconds)
+    if _is_path(text):
+        return read_trace(Path(text), duration_seconds=seconds)
     names = [*KINDS, GENERATED, MEASURED]
     near = ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names)
     raise TraceError(
         f"trace {text!r}: there is neither such a file nor such a generator: give a CSV file or one of {near}"
     )
+
+
+def _is_path(text: str) -> bool:
+    if text.endswith(".csv") or "/" in text:
+        return True
+    try:
+        return bool(text) and Path(text).exists()
+    except OSError:  # longer than a file's name can be
+        return False
 
 
 def _from_text(
