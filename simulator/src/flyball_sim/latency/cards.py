@@ -172,7 +172,7 @@ def _key(name: str) -> str:
 
 
 SHIPPED_NAMES: Mapping[str, ModelCard] = MappingProxyType(
-    {name: MODELS[same] for name, same in _SAME_SHAPE.items()} | dict(MODELS)
+    dict(MODELS) | {name: MODELS[same] for name, same in _SAME_SHAPE.items()}
 )
 """Every name a model goes by; those of the same shape share a card."""
 

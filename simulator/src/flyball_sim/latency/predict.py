@@ -134,7 +134,7 @@ def predict_closed_loop(
         kv_fits=concurrency * held[1] <= kv_tokens,
         kv_tokens=kv_tokens,
         sequences_in_kv=running,
-        sm_mhz=steady.sm_mhz,
+        sm_mhz=round(steady.sm_mhz, 3),
         cap_watts=cap,
         capped_share=steady.capped_share,
         max_num_batched_tokens=budget,
