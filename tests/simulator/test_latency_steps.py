@@ -70,7 +70,7 @@ def test_a_prompt_in_chunks_costs_hardly_less_than_in_one_piece(row, held, first
     decode = model.cost(16, held, [])
     whole = seconds(model.cost(16, held, [(0, first + second)])) - seconds(decode)
     parts = seconds(model.cost(16, held, [(0, first)])) + seconds(model.cost(16, held, [(first, second)]))
-    assert parts - seconds(decode) >= 0.88 * whole
+    assert parts - seconds(decode) >= 0.8 * whole
 
 
 def test_half_the_clock_nearly_doubles_prefill_and_hardly_touches_decode():

@@ -9,8 +9,7 @@ its own.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -103,7 +102,8 @@ def apply(gpu_type: GpuType, values: Draw) -> GpuType:
     waiting = drawn.idle_watts + drawn.context_watts
     if line is None:
         return replace(drawn, power=replace(power, static_watts=max(power.static_watts, waiting)))
-    static = max(_static_on_the_line(power.clock_exponent), waiting)
+    # No static power is below what a waiting card draws, so the lowest exponents are out of some draws' reach.
+    static = max(_along(power.clock_exponent, _LINE_EXPONENTS, _LINE_STATIC_WATTS), waiting)
     more = static - gpu_type.power.static_watts
     memory = gpu_type.power.hbm_watts + gpu_type.power.sm_watts + line.memory_slope * more
     hbm = min(power.hbm_watts, _LARGEST_HBM_SHARE * memory)
@@ -114,6 +114,7 @@ def apply(gpu_type: GpuType, values: Draw) -> GpuType:
             static_watts=static,
             hbm_watts=hbm,
             sm_watts=memory - hbm,
+            clock_exponent=max(power.clock_exponent, _along(waiting, _LINE_STATIC_WATTS, _LINE_EXPONENTS)),
             tensor_watts=gpu_type.power.tensor_watts + line.tensor_slope * more,
         ),
     )
@@ -127,14 +128,11 @@ def die_spread(values: Draw) -> DieSpread:
 _POWER_FIELDS = ("clock_exponent", "voltage_floor_mhz", "hbm_watts", "sm_watts", "tensor_watts")
 
 
-def _static_on_the_line(exponent: float) -> float:
-    """P_s that goes with k: straight between the fitted pairs, and on beyond them."""
-    upper = next(
-        (i for i in range(1, len(_LINE_EXPONENTS)) if exponent <= _LINE_EXPONENTS[i]), len(_LINE_EXPONENTS) - 1
-    )
-    k0, k1 = _LINE_EXPONENTS[upper - 1 : upper + 1]
-    p0, p1 = _LINE_STATIC_WATTS[upper - 1 : upper + 1]
-    return math.fsum((p0, (p1 - p0) * (exponent - k0) / (k1 - k0)))
+def _along(place: float, places: Sequence[float], values: Sequence[float]) -> float:
+    """Straight between the points of a line, and on beyond its ends."""
+    upper = next((index for index in range(1, len(places)) if place <= places[index]), len(places) - 1)
+    share = (place - places[upper - 1]) / (places[upper] - places[upper - 1])
+    return values[upper - 1] + (values[upper] - values[upper - 1]) * share
 
 
 def _uniform(seed: int, index: int, key: str) -> float:
