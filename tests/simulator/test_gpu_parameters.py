@@ -103,9 +103,9 @@ def test_a_draw_keeps_the_power_measured_at_the_highest_clock(kind, index, memor
 
 def test_exponent_and_static_power_go_up_together():
     drawn = sorted((apply(H100, draw(1, index)) for index in range(300)), key=lambda kind: kind.power.clock_exponent)
-    assert drawn[0].power.clock_exponent < 1.82
+    assert drawn[0].power.clock_exponent < 1.9
     assert drawn[-1].power.clock_exponent > 2.48
-    statics = [kind.power.static_watts for kind in drawn if kind.power.clock_exponent > 2.1]
+    statics = [kind.power.static_watts for kind in drawn]
     assert statics == sorted(statics)
     assert statics[-1] == pytest.approx(199.0, abs=2.0)
 
