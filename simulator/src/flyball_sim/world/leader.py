@@ -65,6 +65,7 @@ class Leader:
         stopwatch: Stopwatch,
     ) -> None:
         self._nodes = dict(nodes)
+        self._planning_seconds = timing.PLANNING_SECONDS_PER_GPU * sum(node.gpus for node in nodes.values())
         self.pods = dict(pods)
         self._queue = queue
         self._api = api
@@ -186,7 +187,7 @@ class Leader:
             raise DeposedError(f"a plan carries epoch {actions.deposed_by}, and this only operator has {self._epoch}")
         self._memory = actions.memory
         self.turns += 1
-        self._write(actions)
+        self._later(self._planning_seconds, self._write, actions)
 
     def _write(self, actions: Actions) -> None:
         jobs: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
