@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import fmean
 
-from flyball_sim.gpu.anchors import cap_ratios, cap_throughput_ratio
+from flyball_sim.gpu.anchors import cap_ratios, cap_throughput_ratio, training_under_caps
 from flyball_sim.gpu.published import MLPERF_500_WATTS
 from flyball_sim.gpu.sweeps import KernelResult, v100_results
 from flyball_sim.gpu.types import gpu_type
-from flyball_sim.validation.rows import Row, Standing, Subject, difference, relative, within
+from flyball_sim.validation.rows import (
+    NEEDS_DATA,
+    Row,
+    Standing,
+    Subject,
+    at_most,
+    difference,
+    not_run,
+    relative,
+    within,
+)
 
 MLPERF = "MLPerf inference v4.1 logs, eight H200 (Apache-2.0; unverified by MLCommons)"
+ZEUS = "Zeus (NSDI'23) traces of training on V100 (Apache-2.0)"
 V100 = "GridPilot repository, commit 481a339, table E1"
 WORDS_TO_WATTS = "arXiv 2310.03003, abstract: A100 at 175 W instead of 250 W"
 GPTJ_350_WATTS = (("GPT-J Offline", 0.652), ("GPT-J Server", 0.608))
@@ -20,9 +32,13 @@ WALL_500_WATTS = (6150.0, 6280.0)
 CARDS = 8
 
 
-def rows() -> tuple[Row, ...]:
-    """Rows 9 to 12 and the V100's."""
-    return (*throughput_under_caps(), wall_power(), *a100_cap(), *v100())
+def rows(data: Path | None) -> tuple[Row, ...]:
+    """Rows 9 to 12 and the V100's.
+
+    Raises:
+        CalibrationDataError: the directory lacks a file of these rows.
+    """
+    return (*throughput_under_caps(), wall_power(), *a100_cap(), *v100(), training(data))
 
 
 def throughput_under_caps() -> tuple[Row, ...]:
@@ -80,3 +96,16 @@ def _kernel(result: KernelResult) -> tuple[Row, Row]:
         relative(speed, result.iterations_per_second, row.iterations_per_second, tolerance_percent=10.0, note=note),
         relative(power, result.watts, row.watts, tolerance_percent=10.0),
     )
+
+
+def training(data: Path | None) -> Row:
+    """Training tasks on a V100 under caps, far from serving: how much longer an epoch takes."""
+    subject = Subject("V100", "training under caps, mean absolute error of an epoch's time", "%", ZEUS, "not fitted")
+    if data is None:
+        return not_run(subject, NEEDS_DATA)
+    path = data / "calibration" / "zeus_cap_sweep_v100.csv"
+    errors = [
+        100.0 * abs(result.ratio / result.measured_ratio - 1.0)
+        for result in training_under_caps(gpu_type("V100-SXM2"), path)
+    ]
+    return at_most(subject, fmean(errors), bound=10.0, note=f"{len(errors)} points, each task taken as compute-bound")

@@ -34,7 +34,7 @@ def parts(data: Path | None) -> Sequence[tuple[str, Callable[[], tuple[Row, ...]
     return (
         ("latency", latency.rows),
         ("power", lambda: power.rows(data)),
-        ("power limits", caps.rows),
+        ("power limits", lambda: caps.rows(data)),
         ("clock locks", clocks.rows),
         ("controllers", controllers.rows),
         ("after load", linger.rows),

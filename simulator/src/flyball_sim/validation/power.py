@@ -8,10 +8,9 @@ from statistics import fmean
 
 from flyball_sim.gpu.fits import PowerPoint, leave_one_model_out, serving_points
 from flyball_sim.gpu.types import gpu_type
-from flyball_sim.validation.rows import Row, Subject, at_most, not_run, relative
+from flyball_sim.validation.rows import NEEDS_DATA, Row, Subject, at_most, not_run, relative
 
 SOURCE = "ML.ENERGY benchmark v3 (Apache-2.0), H100, lm-arena-chat, bf16, dense models"
-NEEDS_DATA = "needs --data with calibration/"
 SMALL, LARGE = "Llama-3.1-8B-Instruct", "Llama-3.3-70B-Instruct"
 PUBLISHED_WATTS = (
     ("6", "Llama-3.1-8B", (SMALL, 1), ((8, 486.0), (64, 610.0), (256, 691.0))),

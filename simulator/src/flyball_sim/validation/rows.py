@@ -7,6 +7,7 @@ from typing import Literal
 
 Standing = Literal["fitted", "not fitted"]
 Verdict = Literal["pass", "miss", "not run"]
+NEEDS_DATA = "needs --data with calibration/"
 
 
 @dataclass(frozen=True, slots=True)
