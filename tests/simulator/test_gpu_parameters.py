@@ -89,7 +89,7 @@ def test_a_drawn_type_fits_together(kind, index):
 def test_a_draw_keeps_what_mlperf_measured_under_caps(index):
     drawn = apply(H200, draw(1, index))
     assert cap_throughput_ratio(drawn, 500.0) == pytest.approx(0.806, abs=0.04)
-    assert cap_throughput_ratio(drawn, 350.0) == pytest.approx(0.630, abs=0.065)
+    assert cap_throughput_ratio(drawn, 350.0) == pytest.approx(0.630, abs=0.075)
 
 
 # Decode uses about half of the bandwidth and more.
