@@ -32,7 +32,7 @@ RETRY_SECONDS: Final[Range] = (0.1, 1.0)
 """Until a client sends a request again whose engine died (modelled)."""
 
 PLANNING_SECONDS_PER_GPU: Final = 1e-4
-"""What the operator's `plan` takes (modelled, after its CPU time at 1,000 GPUs): turns on a large cluster gather news."""
+"""What the operator's `plan` takes (modelled, after its CPU time at 1,000 GPUs): turns on a large cluster are fewer."""
 
 AGENT_TICK_SECONDS: Final = 0.5
 """`flyball_agent.agent.TICK_SECONDS`."""
