@@ -14,6 +14,7 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
+from flyball_sim.gpu.model import unlocked_or_locked_mhz
 from flyball_sim.gpu.steps import settle, step_seconds
 from flyball_sim.latency.steps import StepCost, StepModel
 
@@ -192,7 +193,9 @@ class _Loop:
                 self.decode()
             else:
                 idle = self.coming[0] - self.now
-                self.joules += idle * self.model.gpu.waiting_watts(self.model.gpu.sm_max_mhz)
+                sm_mhz = unlocked_or_locked_mhz(self.model.gpu, self.lock)
+                self.joules += idle * self.model.gpu.waiting_watts(sm_mhz)
+                self.clock_time += idle * sm_mhz
                 self.now = self.coming[0]
 
 
