@@ -215,6 +215,5 @@ def thin_to_rate(
     return thin(trace, keep, seed=seed)
 
 
-# Their names until every room calls them by the new ones.
+# The name that the bench still calls it by.
 read_azure_csv = read_trace
-speed_up = scale

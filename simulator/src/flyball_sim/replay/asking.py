@@ -13,7 +13,7 @@ import yaml
 
 from flyball_sim.admission.policies import check
 from flyball_sim.load.generators import open_trace
-from flyball_sim.load.traces import TraceRequest, segment, speed_up, thin_to_rate
+from flyball_sim.load.traces import TraceRequest, scale, segment, thin_to_rate
 from flyball_sim.replay import objectives, policies, sizing
 from flyball_sim.replay.cli import DEFAULT_DRAWS, QUICK_DRAWS, QUICK_SECONDS
 from flyball_sim.replay.objectives import Objective
@@ -155,7 +155,7 @@ def _trace(options: Options) -> Trace:
         requests = segment(requests, start_seconds=start, duration_seconds=span)
         words.append(f"from {start:g} s" + ("" if span is None else f" to {start + span:g} s"))
     if speed != 1:
-        requests = speed_up(requests, speed)
+        requests = scale(requests, speed)
         words.append(f"{speed:g} times as dense")
     if options.rate is not None:
         before = len(requests)
