@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from flyball_sim.engine.cli import EngineSetupError, configure, limits_for, place
-from flyball_sim.engine.core import LoadSample
 from flyball_sim.engine.models import UnknownEngineError
+from flyball_sim.engine.requests import LoadSample
 from flyball_sim.gpu.statefile import GpuStateFile, StateFileError
 from flyball_sim.gpu.types import GPU_TYPES, UnknownGpuTypeError
 
@@ -101,7 +101,7 @@ def test_a_group_size_other_than_the_gpus_given_is_refused(node, resources):
 def test_faults_below_keep_their_own_words(node, resources):
     with pytest.raises(UnknownGpuTypeError, match="did you mean 'H100-SXM5'"):
         place("llama-3.1-8b", "h100", None, {}, resources)
-    with pytest.raises(UnknownEngineError, match="give the engine 1, 2, 4 or 8 GPUs"):
+    with pytest.raises(UnknownEngineError, match="on 3 x H100-SXM5: give the engine 1, 2"):
         place("llama-3.1-8b", "auto", None, environment(node, 0, 1, 2), resources)
     with pytest.raises(StateFileError, match="has no GPU 'GPU-none'"):
         place("llama-3.1-8b", "auto", None, {**environment(node), "NVIDIA_VISIBLE_DEVICES": "GPU-none"}, resources)

@@ -4,8 +4,9 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from flyball_sim.engine.core import RequestTiming, TokenEvent
 from flyball_sim.engine.metrics import EngineMetrics, EngineState, one_two_five_buckets
+from flyball_sim.engine.requests import RequestTiming
+from flyball_sim.engine.tallies import STEP_BUCKET, EngineCounts
 
 # Written from vLLM 0.33's `vllm/v1/metrics/loggers.py`, not from the code under test.
 BOTH = {"model_name", "engine"}
@@ -51,7 +52,14 @@ HISTOGRAMS = {
     "vllm:request_prefill_kv_computed_tokens": TOKENS_8192,
     "vllm:request_params_n": "1.0 2.0 5.0 10.0 20.0",
 }
-IDLE = EngineState(running=0, waiting=0, kv_usage=0.0, preemptions=0, busy_seconds=0.0, sm_mhz=1980)
+
+
+def state(counts: EngineCounts | None = None, **gauges: float) -> EngineState:
+    shown = {"running": 0, "waiting": 0, "kv_usage": 0.0, "preemptions": 0, "busy_seconds": 0.0, "sm_mhz": 1980}
+    return EngineState(**{**shown, **gauges}, counts=counts or EngineCounts())
+
+
+IDLE = state()
 
 
 def metrics() -> EngineMetrics:
@@ -111,25 +119,27 @@ def test_the_text_is_the_one_the_client_library_would_write():
         "vllm:iteration_tokens_total", "x", labels, registry=registry, buckets=[float(edge) for edge in STEP.split()]
     )
     theirs_tokens = Counter("vllm:generation_tokens", "x", labels, registry=registry)
-    ours = metrics()
+    ours, counts = metrics(), EngineCounts()
     for number, value in enumerate([0.0004, 0.06, 0.1, 0.1000001, 3.25, 9999.0], start=1):
         theirs_ttft.labels("chat", "0").observe(value)
         theirs_tokens.labels("chat", "0").inc()
         theirs_steps.labels("chat", "0").observe(8 * number)
-        ours.count_token(TokenEvent(str(number), 1.0, 1, value, None), prompt_tokens=10)
-        ours.count_step(8 * number)
+        counts.time_to_first.observe(value)
+        counts.generation_tokens += 1
+        counts.step_tokens += 8 * number
+        counts.step_buckets[STEP_BUCKET[8 * number]] += 1
 
     def lines(body: bytes) -> set[str]:
         wanted = r"(# TYPE )?vllm:(time_to_first_token_seconds|iteration_tokens_total|generation_tokens)"
         found = {line for line in body.decode().splitlines() if re.match(wanted, line)}
         return {re.sub(r"(_created\{.*\}) .*", r"\1", line) for line in found}
 
-    assert lines(ours.render(IDLE)) == lines(generate_latest(registry))
+    assert lines(ours.render(state(counts))) == lines(generate_latest(registry))
 
 
 def test_gauges_show_the_engine_at_the_scrape():
-    state = EngineState(running=3, waiting=2, kv_usage=0.25, preemptions=7, busy_seconds=1.5, sm_mhz=1200)
-    values = samples(metrics().render(state))
+    shown = state(running=3, waiting=2, kv_usage=0.25, preemptions=7, busy_seconds=1.5, sm_mhz=1200)
+    values = samples(metrics().render(shown))
     assert values['vllm:num_requests_running{engine="0",model_name="chat"}'] == 3
     assert values['vllm:num_requests_waiting{engine="0",model_name="chat"}'] == 2
     assert values['vllm:num_requests_waiting_by_reason{engine="0",model_name="chat",reason="capacity"}'] == 2
@@ -148,17 +158,21 @@ def test_the_cache_configuration_is_in_labels():
     assert 'block_size="16"' in info
 
 
-def test_a_first_token_counts_the_prompt_and_later_ones_the_gap():
-    counted = metrics()
-    counted.count_token(TokenEvent("r", 1.0, 1, 0.3, None), prompt_tokens=700)
-    counted.count_token(TokenEvent("r", 1.1, 2, 0.02, None), prompt_tokens=700)
-    values = samples(counted.render(IDLE))
+def test_what_the_engine_counts_is_shown_as_it_counts_it():
+    counts = EngineCounts()
+    counts.prompt_tokens, counts.cached_tokens, counts.generation_tokens = 700, 300, 2
+    counts.time_to_first.observe(0.3)
+    counts.inter_token.observe(0.02)
+    counts.end_to_end.observe(0.32)
+    values = samples(metrics().render(state(counts)))
     tail = '{engine="0",model_name="chat"}'
     assert values[f"vllm:prompt_tokens_total{tail}"] == 700
-    assert values['vllm:prompt_tokens_by_source_total{engine="0",model_name="chat",source="local_compute"}'] == 700
+    for source, tokens in (("local_compute", 400), ("local_cache_hit", 300), ("external_kv_transfer", 0)):
+        series = f'vllm:prompt_tokens_by_source_total{{engine="0",model_name="chat",source="{source}"}}'
+        assert values[series] == tokens
     assert values[f"vllm:generation_tokens_total{tail}"] == 2
     assert values[f"vllm:time_to_first_token_seconds_sum{tail}"] == 0.3
-    assert values[f"vllm:inter_token_latency_seconds_sum{tail}"] == 0.02
+    assert values[f"vllm:e2e_request_latency_seconds_sum{tail}"] == 0.32
     assert values['vllm:inter_token_latency_seconds_bucket{engine="0",le="0.01",model_name="chat"}'] == 0
     assert values['vllm:inter_token_latency_seconds_bucket{engine="0",le="0.025",model_name="chat"}'] == 1
 
@@ -169,7 +183,6 @@ def test_a_finished_request_is_split_into_queue_prefill_and_decode():
     values = samples(counted.render(IDLE))
     tail = '{engine="0",model_name="chat"}'
     for name, seconds in {
-        "e2e_request_latency": 2.5,
         "request_queue_time": 0.2,
         "request_inference_time": 2.3,
         "request_prefill_time": 0.3,

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from flyball_sim.engine.core import EngineCore, EngineLimits, LoadSample
 from flyball_sim.engine.gpus import FreeRunningGpus
 from flyball_sim.engine.metrics import EngineMetrics
 from flyball_sim.engine.models import step_model
+from flyball_sim.engine.requests import EngineLimits, LoadSample
 from flyball_sim.engine.runtime import EngineRuntime
 from flyball_sim.engine.server import EngineServer, ServedModel, listening
 from flyball_sim.gpu.types import GPU_TYPES
@@ -80,9 +80,7 @@ class Engine:
 async def engine(gpus: RecordingGpus | FreeRunningGpus | None = None, **limits: int) -> AsyncIterator[Engine]:
     bounds = EngineLimits(**{"max_model_len": 4000, **limits})
     metrics = EngineMetrics("chat", max_model_len=4000, kv_blocks=MODEL.kv_blocks, created_seconds=0.0)
-    runtime = EngineRuntime(
-        lambda on_step: EngineCore(MODEL, bounds, on_step=on_step), gpus or FreeRunningGpus(1980), metrics
-    )
+    runtime = EngineRuntime(MODEL, bounds, gpus or FreeRunningGpus(1980), metrics)
     server = EngineServer(runtime, metrics, ServedModel(("chat", "alias"), 4000), natural_length=lambda: 6)
     try:
         async with listening(server, "127.0.0.1", 0) as port, aiohttp.ClientSession() as http:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from flyball_sim.gpu.dies import NOMINAL_DIE, Die, apply
+from flyball_sim.gpu.dies import NOMINAL_DIE, Die
 from flyball_sim.gpu.kind import GpuType
 from flyball_sim.gpu.model import GpuLoad, power_at
 
@@ -34,7 +34,7 @@ class ClockSums:
 
 @dataclass(frozen=True, slots=True)
 class PowerLine:
-    """The power law at one clock for a whole group: watts = waiting + busy*b + memory*mu + compute*cu."""
+    """The power law at one clock: watts = waiting + busy*b + memory*mu + compute*cu, the shares those of `GpuLoad`."""
 
     waiting: float
     busy: float
@@ -43,16 +43,24 @@ class PowerLine:
 
 
 def power_line(gpu_type: GpuType, sm_mhz: float, dies: Sequence[Die] = (NOMINAL_DIE,)) -> PowerLine:
-    """The power law at `sm_mhz`, summed over cards; it is linear in the load, so unit loads give its coefficients."""
-    return _power_line(gpu_type, sm_mhz, tuple(dies))
+    """The power law at `sm_mhz`, summed over cards."""
+    nominal = _nominal_line(gpu_type, sm_mhz)
+    above = sum(die.power_factor for die in dies)
+    return PowerLine(
+        nominal.waiting * sum(die.idle_factor for die in dies),
+        nominal.busy * above,
+        nominal.memory * above,
+        nominal.compute * above,
+    )
 
 
-@lru_cache(maxsize=4096)
-def _power_line(gpu_type: GpuType, sm_mhz: float, dies: tuple[Die, ...]) -> PowerLine:
-    cards = [apply(gpu_type, die) for die in dies]
-    waiting = sum(power_at(card, GpuLoad(0.0, 0.0, 0.0), sm_mhz) for card in cards)
-    unit_loads = (GpuLoad(0.0, 0.0, 1.0), GpuLoad(1.0, 0.0, 0.0), GpuLoad(0.0, 1.0, 0.0))
-    busy, memory, compute = (sum(power_at(card, load, sm_mhz) for card in cards) - waiting for load in unit_loads)
+@lru_cache(maxsize=8192)
+def _nominal_line(gpu_type: GpuType, sm_mhz: float) -> PowerLine:
+    # The law is linear in the load, so unit loads give its coefficients.
+    waiting = power_at(gpu_type, GpuLoad(0.0, 0.0, 0.0), sm_mhz)
+    busy = power_at(gpu_type, GpuLoad(0.0, 0.0, 1.0), sm_mhz) - waiting
+    memory = power_at(gpu_type, GpuLoad(1.0, 0.0, 0.0), sm_mhz) - waiting
+    compute = power_at(gpu_type, GpuLoad(0.0, 1.0, 0.0), sm_mhz) - waiting
     return PowerLine(waiting, busy, memory, compute)
 
 
@@ -66,6 +74,11 @@ class EnergyBook:
 
     clocks: dict[float, ClockSums] = field(default_factory=dict)
 
+    @property
+    def linger_seconds(self) -> float:
+        """At all clocks together."""
+        return sum(sums.linger_seconds for sums in self.clocks.values())
+
     def at(self, sm_mhz: float) -> ClockSums:
         """The sums of one clock."""
         sums = self.clocks.get(sm_mhz)
@@ -75,11 +88,9 @@ class EnergyBook:
 
     def energy_joules(self, gpu_type: GpuType, dies: Sequence[Die] = (NOMINAL_DIE,)) -> float:
         """Energy of all cards, had they been of this type and these dies."""
-        joules = 0.0
-        lingering = gpu_type.linger_watts * sum(die.power_factor for die in dies)
+        joules = gpu_type.linger_watts * sum(die.power_factor for die in dies) * self.linger_seconds
         for sm_mhz in sorted(self.clocks):
             sums, line = self.clocks[sm_mhz], power_line(gpu_type, sm_mhz, dies)
-            joules += line.waiting * (sums.idle_seconds + sums.step_seconds) + lingering * sums.linger_seconds
-            joules += line.busy * sums.busy_seconds
+            joules += line.waiting * (sums.idle_seconds + sums.step_seconds) + line.busy * sums.busy_seconds
             joules += line.memory * sums.memory_seconds + line.compute * sums.compute_seconds
         return joules

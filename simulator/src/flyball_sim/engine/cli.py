@@ -11,15 +11,15 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from flyball_sim.engine.core import EngineCore, EngineLimits
 from flyball_sim.engine.gpus import EngineGpus, FreeRunningGpus, StateFileGpus
 from flyball_sim.engine.metrics import EngineMetrics
 from flyball_sim.engine.models import BLOCK_TOKENS, StepModel, UnknownEngineError, step_model
+from flyball_sim.engine.requests import EngineLimits
 from flyball_sim.engine.runtime import EngineRuntime
 from flyball_sim.engine.server import EngineServer, ServedModel, listening
 from flyball_sim.gpu.statefile import GpuSlot, GpuStateFile, StateFileError
@@ -60,6 +60,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-model-len", type=int, metavar="TOKENS", help="context length (default: the model's)")
     parser.add_argument("--max-num-seqs", type=int, default=256, help="most sequences in a batch")
     parser.add_argument("--max-num-batched-tokens", type=int, default=2048, help="most tokens in a step")
+    parser.add_argument(
+        "--enable-chunked-prefill",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute prompts in chunks beside decodes (default), or whole and before them",
+    )
     parser.add_argument("--max-num-queued-reqs", type=int, default=1024, help="most requests in the queue")
     parser.add_argument("--seed", type=int, default=0, help="seed of the lengths of answers that end by themselves")
     parser.add_argument("--grace-seconds", type=float, default=25.0, help="time for requests to finish after TERM")
@@ -145,6 +151,7 @@ def limits_for(args: argparse.Namespace, model: StepModel) -> EngineLimits:
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
         max_num_queued_reqs=args.max_num_queued_reqs,
+        chunked_prefill=args.enable_chunked_prefill,
     )
 
 
@@ -158,11 +165,7 @@ async def _serve(args: argparse.Namespace, placement: Placement, limits: EngineL
         kv_blocks=placement.model.kv_blocks,
         created_seconds=time.time(),
     )
-
-    def make_core(on_step: Callable[[int], None]) -> EngineCore:
-        return EngineCore(placement.model, limits, on_step=on_step)
-
-    runtime = EngineRuntime(make_core, placement.gpus, metrics)
+    runtime = EngineRuntime(placement.model, limits, placement.gpus, metrics)
     served = ServedModel(names, limits.max_model_len)
     server = EngineServer(runtime, metrics, served, lambda: draw_output_tokens(lengths))
     stop = asyncio.Event()

@@ -1,124 +1,58 @@
-"""The engine itself, as pure arithmetic over a clock it is told: continuous batching with chunked prefill.
+"""The engine itself: continuous batching, worked out in closed form between the events that matter.
 
 Scheduling follows vLLM V1 (`vllm/v1/core/sched/scheduler.py`): each step gives running sequences their next token
-or prefill chunk first, then admits from the queue in order, under one token budget. KV blocks are taken as tokens
-are computed; when they run out the youngest running sequence is preempted and computes its tokens again later.
+or prefill chunk first, then admits from the queue in order, under one token budget. A prompt's KV blocks are taken
+when it is admitted, later ones as tokens come; when they run out the youngest running sequence is preempted and
+computes its tokens again later (`flyball_sim.engine.batch`).
 
-The core has no clock and never waits. `advance(now, sm_mhz)` works out every step that ends by `now`; a step under
-way keeps the share of work done when the SM clock changes, so a clock change acts at once and exactly.
+While nobody comes or goes the batch is constant and the tokens it holds, K, grow by B a step, so the steps' times are
+a straight line and m of them take ``T(m) = m*(a + b*K) + b*B*m*(m-1)/2``; its inverse says how many were done by any
+time. Steps with prefill run one by one. Where a power cap binds, the clock is the highest supported one at which the
+step fits under it; it moves with K, and the line is cut where it moves by one supported step
+(`flyball_sim.engine.power`).
+
+The core has no clock and never waits: `advance` works out all that happens by a time. A change of clock acts at once
+on the step under way, which keeps the share of its work that is done.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from heapq import heappop
 
-from flyball_sim.engine.models import BLOCK_TOKENS, StepCost, StepModel
+from flyball_sim.engine.batch import Batch
+from flyball_sim.engine.batch import Sequence as Running
+from flyball_sim.engine.models import StepModel
+from flyball_sim.engine.power import GroupPower
+from flyball_sim.engine.requests import (
+    EngineLimits,
+    EngineRefusalError,
+    EngineRequest,
+    LoadSample,
+    QueueFullError,
+    RequestTiming,
+    TokenEvent,
+)
+from flyball_sim.engine.tallies import STEP_BUCKET, EngineCounts
+from flyball_sim.engine.work import NO_LINE, NO_WORK, Work, work_table
+from flyball_sim.gpu.dies import NOMINAL_DIE, Die
 
+__all__ = [
+    "EngineCore",
+    "EngineLimits",
+    "EngineRefusalError",
+    "EngineRequest",
+    "LoadSample",
+    "QueueFullError",
+    "RequestTiming",
+    "TokenEvent",
+]
 
-class EngineRefusalError(ValueError):
-    """A request this engine will never run; the message says which bound it breaks."""
-
-
-class QueueFullError(RuntimeError):
-    """The engine's queue is at its limit: overload, not a fault of the request."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """vLLM's knobs of the same names; `max_num_queued_reqs` bounds the requests waiting to be scheduled."""
-
-    max_model_len: int
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
-    max_num_queued_reqs: int = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
-    """A prompt of `prompt_tokens` that is answered with exactly `output_tokens` tokens.
-
-    `cached_tokens` of the prompt need no prefill: a prefix that is in the cache, or keys and values that came from
-    a prefill engine. They take KV blocks all the same.
-    """
-
-    request_id: str
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RequestTiming:
-    """When a finished request came, was first scheduled, gave its first and its last token (engine seconds)."""
-
-    prompt_tokens: int
-    output_tokens: int
-    arrival_seconds: float
-    scheduled_seconds: float
-    first_token_seconds: float
-    finished_seconds: float
-    request_id: str = ""
-
-
-class TokenEvent(NamedTuple):
-    """One output token. `since_seconds` counts from the token before it, or from the arrival for the first."""
-
-    request_id: str
-    seconds: float
-    number: int  # 1 is the first
-    since_seconds: float
-    finished: RequestTiming | None  # set on the last token
-
-
-@dataclass(frozen=True, slots=True)
-class LoadSample:
-    """Use of each GPU of the group, averaged over the time since the last sample; shares of 1.
-
-    `memory_use` is of peak bandwidth. `compute_use` is of the dense peak at the clock the work ran at: the power
-    fits hold one exponent for clock and voltage together, so the clock must not be in the activity a second time.
-    """
-
-    memory_use: float
-    compute_use: float
-    busy: float
-
-
-class _Sequence:
-    __slots__ = ("arrival", "blocks", "computed", "first_token", "generated", "last_token", "request", "scheduled")
-
-    def __init__(self, request: EngineRequest, arrival: float) -> None:
-        self.request = request
-        self.arrival = arrival
-        self.computed = 0  # tokens whose keys and values are in the cache
-        self.generated = 0
-        self.blocks = 0
-        self.scheduled: float | None = None
-        self.first_token = 0.0
-        self.last_token = arrival
-
-    @property
-    def uncomputed(self) -> int:
-        return self.request.prompt_tokens + self.generated - self.computed
-
-
-class _Step:
-    """The step under way: its plan, its cost, and how much of it is done and accounted for."""
-
-    __slots__ = ("accounted", "cost", "done", "plan", "since")
-
-    def __init__(self, plan: dict[str, tuple[_Sequence, int]], cost: StepCost, started: float) -> None:
-        self.plan = plan
-        self.cost = cost
-        self.since = started  # when `done` was last brought up to date: the start or a clock change
-        self.done = 0.0
-        self.accounted = 0.0
-
-
-def _blocks(tokens: int) -> int:
-    return -(-tokens // BLOCK_TOKENS)
+_IDLE, _LINE, _STEP = 0, 1, 2
+_NEVER = math.inf
+_MOST_TOKENS = len(STEP_BUCKET) - 1
 
 
 class EngineCore:
@@ -127,8 +61,9 @@ class EngineCore:
     Args:
         model: step times, GPU peaks and KV capacity.
         limits: batch, queue and context bounds.
-        sm_mhz: the SM clock in force at the start; the reference clock if not given.
-        on_step: told (tokens computed) at the end of each step.
+        dies: of the cards; nominal ones if not given.
+        start_seconds: the engine's clock at first.
+        ready_seconds: no step begins before.
     """
 
     def __init__(
@@ -136,27 +71,31 @@ class EngineCore:
         model: StepModel,
         limits: EngineLimits,
         *,
-        sm_mhz: float | None = None,
-        on_step: Callable[[int], None] | None = None,
+        dies: Sequence[Die] = (),
+        start_seconds: float = 0.0,
+        ready_seconds: float = -math.inf,
     ) -> None:
-        self._model = model
-        self._limits = limits
-        self._sm_mhz = self._clamped(model.reference_mhz if sm_mhz is None else sm_mhz)
-        self._on_step = on_step
-        self._now = 0.0
-        self._waiting: deque[_Sequence] = deque()
-        self._running: list[_Sequence] = []
-        self._sequences: dict[str, _Sequence] = {}
-        self._free_blocks = model.kv_blocks
-        self._step: _Step | None = None
-        self._sampled_at = 0.0
-        self._memory_bytes = 0.0
-        self._flops = 0.0  # each divided by the share of the reference clock it ran at
-        self._gpu_seconds = 0.0
-        self.busy_seconds = 0.0
-        """Engine seconds with a step under way, host part included, so far."""
-        self.preemptions = 0
-        """Sequences preempted so far."""
+        self.model = model
+        self.counts = EngineCounts()
+        self.finished: list[RequestTiming] = []
+        """Requests answered; whoever reads them empties it."""
+        self.events: list[TokenEvent] | None = None
+        """First and last tokens, if somebody set a list here; whoever reads them empties it."""
+        cards = dies or (NOMINAL_DIE,) * model.gpus
+        self.power = GroupPower(model.gpu, model.reference_mhz, cards, start_seconds)
+        self._batch = Batch(limits, model.kv_blocks)
+        self._table = work_table(model)
+        self._now = start_seconds
+        self._ready = ready_seconds
+        # What is under way since _begin: nothing, a line of decode steps, or one step of which a share may be done.
+        self._kind = _IDLE
+        self._begin = start_seconds
+        self._end = self._due = _NEVER
+        self._line, self._steps, self._first, self._growth = NO_LINE, 0, 0.0, 0.0
+        self._work, self._left, self._duration = NO_WORK, 0.0, 0.0
+        self._step_began, self._step_tokens = 0.0, 0
+
+    # -- what it shows ---------------------------------------------------------------------------------------
 
     @property
     def now_seconds(self) -> float:
@@ -164,272 +103,403 @@ class EngineCore:
         return self._now
 
     @property
+    def limits(self) -> EngineLimits:
+        """The bounds in force."""
+        return self._batch.limits
+
+    @property
     def running(self) -> int:
         """Sequences in the batch."""
-        return len(self._running)
+        return len(self._batch.running)
 
     @property
     def waiting(self) -> int:
         """Sequences in the queue."""
-        return len(self._waiting)
+        return len(self._batch.waiting)
 
     @property
-    def kv_usage(self) -> float:
-        """Share of the KV blocks in use."""
-        return 1.0 - self._free_blocks / self._model.kv_blocks
-
-    @property
-    def sm_mhz(self) -> float:
-        """The SM clock steps are computed with."""
-        return self._sm_mhz
+    def preemptions(self) -> int:
+        """Sequences preempted so far."""
+        return self._batch.preemptions
 
     @property
     def kv_blocks(self) -> int:
         """KV blocks in all."""
-        return self._model.kv_blocks
+        return self._batch.kv.capacity
 
-    @property
-    def step_cost(self) -> StepCost | None:
-        """The cost of the step under way."""
-        return None if self._step is None else self._step.cost
+    def next_event_seconds(self) -> float | None:
+        """When what is under way ends, if nothing comes between; None when there is nothing to do."""
+        return None if self._due == _NEVER else self._due
 
-    def set_batch_limit(self, max_num_seqs: int) -> None:
-        """Admit no more than this many sequences to the batch from now on."""
-        self._limits = replace(self._limits, max_num_seqs=max_num_seqs)
+    def next_token_seconds(self) -> float | None:
+        """When the step under way ends at the present clock; None when there is none."""
+        self.sync()
+        if self._kind == _LINE and self._steps > 1:
+            return self._begin + self._line_seconds(1)
+        return None if self._kind == _IDLE else self._end
 
-    def submit(self, request: EngineRequest, now_seconds: float) -> None:
+    def kv_usage(self) -> float:
+        """Share of the KV blocks in use, those of the step under way included."""
+        self.sync()
+        return self._batch.used_blocks() / self._batch.kv.capacity
+
+    def busy_seconds(self) -> float:
+        """With a step under way, host part included, up to now."""
+        self.sync()
+        under_way = self._now - self._begin if self._kind != _IDLE else 0.0
+        return sum(sums.step_seconds for sums in self.power.book.clocks.values()) + under_way
+
+    def generated(self, request_id: str) -> int | None:
+        """Output tokens of a request so far; None if it is not here."""
+        self.sync()
+        sequence = self._batch.sequences.get(request_id)
+        if sequence is None:
+            return None
+        return sequence.generated + (self._batch.number if sequence.finish >= 0 else 0)
+
+    def watts(self) -> float:
+        """Of all cards now: the mean over the step under way."""
+        self.sync()
+        return self.power.group(*self.power.watts(self._work_now(), self._now))
+
+    def joules(self) -> tuple[float, float, float]:
+        """Now, and the joules of a nominal card up to now: as if it had waited all the time, and above that."""
+        self.sync()
+        power, seconds = self.power, self._now - self._begin
+        waiting, above = power.watts(self._work_now(), self._now) if seconds > 0.0 else (0.0, 0.0)
+        return self._now, power.waiting_joules + waiting * seconds, power.above_joules + above * seconds
+
+    def energy_joules(self) -> float:
+        """Of all cards up to now, the part of the step under way included."""
+        _, waiting, above = self.joules()
+        return self.power.group(waiting, above)
+
+    # -- what happens to it ----------------------------------------------------------------------------------
+
+    def advance(self, now_seconds: float) -> None:
+        """Work out all that happens up to and at `now_seconds`."""
+        if now_seconds < self._now:
+            raise ValueError(f"time {now_seconds} is before the engine's clock {self._now}: it never runs backwards")
+        while self._due <= now_seconds:
+            end = self._end
+            if self._due < end:  # a cap on its way has moved on, or the engine has become ready
+                self._interrupt(self._due)
+                self._resume()
+            elif self._kind == _LINE:
+                self._commit(self._steps, end)
+                self._complete(end)
+                self._open()
+            else:
+                self._finish_step(end)
+                self._open()
+        self._now = now_seconds
+
+    def sync(self) -> None:
+        """Count what is over by now; the step under way stays open."""
+        if self._kind == _LINE:
+            if self._begin + self._line_seconds(1) <= self._now and self._steps > 1:
+                done = self._whole_steps()
+                self._commit(done, self._begin + self._line_seconds(done))
+                self._steps -= done
+        elif self._kind == _IDLE and self._now > self._begin:
+            self.power.account_idle(self._begin, self._now)
+            self._begin = self._now
+
+    def submit(self, request: EngineRequest) -> None:
         """Queue a request that arrives now.
 
         Raises:
             EngineRefusalError: it is empty or exceeds the context length or the KV cache.
             QueueFullError: `max_num_queued_reqs` requests wait already.
-            ValueError: a step has ended by `now_seconds` (call `advance` first), time would run backwards, or the
-                id is in use.
+            ValueError: the id is in use.
         """
-        total = request.prompt_tokens + request.output_tokens
-        if request.prompt_tokens < 1 or request.output_tokens < 1:
-            raise EngineRefusalError(
-                f"request {request.request_id!r} has {request.prompt_tokens} prompt and {request.output_tokens} "
-                "output tokens: give at least 1 of each"
-            )
-        if total > self._limits.max_model_len:
-            raise EngineRefusalError(
-                f"request {request.request_id!r} needs {total} tokens of context, the engine has "
-                f"{self._limits.max_model_len}: shorten the prompt or max_tokens"
-            )
-        if _blocks(total - 1) > self._model.kv_blocks:
-            raise EngineRefusalError(
-                f"request {request.request_id!r} needs {_blocks(total - 1)} KV blocks, the engine has "
-                f"{self._model.kv_blocks}: shorten the prompt or max_tokens"
-            )
-        if request.request_id in self._sequences:
-            raise ValueError(f"request id {request.request_id!r} is in use: ids are unique while a request lives")
-        if now_seconds < self._now:
-            raise ValueError(f"time {now_seconds} is before the engine's clock {self._now}: it never runs backwards")
-        if len(self._waiting) >= self._limits.max_num_queued_reqs:
-            raise QueueFullError(
-                f"{len(self._waiting)} requests wait, the limit is {self._limits.max_num_queued_reqs}: "
-                "try again later or add replicas"
-            )
-        if now_seconds > self._now:
-            due = self.next_event_seconds()
-            if due is not None and due <= now_seconds:
-                raise ValueError(f"a step ends at {due}, by {now_seconds}: call advance({now_seconds}, ...) first")
-            self._now = now_seconds
-        sequence = _Sequence(request, now_seconds)
-        self._sequences[request.request_id] = sequence
-        self._waiting.append(sequence)
+        batch = self._batch
+        batch.add(request, self._now)
+        if len(batch.waiting) > 1:
+            return  # who waits while decodes run cannot be admitted before one of them ends
+        if self._kind == _LINE:
+            if len(batch.running) < batch.limits.max_num_seqs:
+                self._stop_after_step()
+        elif self._kind == _IDLE:
+            self._wake()
 
     def cancel(self, request_id: str) -> bool:
         """Forget a request and free its blocks; False if it is not here (finished, or never was)."""
-        sequence = self._sequences.pop(request_id, None)
+        sequence = self._batch.sequences.get(request_id)
         if sequence is None:
             return False
-        if sequence in self._running:
-            self._running.remove(sequence)
-            self._release(sequence)
-        else:
-            self._waiting.remove(sequence)
-        if self._step is not None:
-            # The step under way was launched with it: its time stands, only the token is dropped.
-            self._step.plan.pop(request_id, None)
+        # The step under way was launched with it: its time stands, only the token is dropped.
+        self._interrupt(self._now)
+        self._batch.cancel(sequence)
+        self._resume()
         return True
 
-    def next_event_seconds(self) -> float | None:
-        """When the step under way ends at the present clock; None when there is nothing to do."""
-        self._start_step()
-        return None if self._step is None else self._step_end(self._step)
+    def set_clock(self, sm_mhz: float) -> None:
+        """The SM clock from now on, where no cap binds."""
+        self._interrupt(self._now)
+        self.power.set_wanted(sm_mhz)
+        self._resume()
 
-    def advance(self, now_seconds: float, sm_mhz: float | None = None) -> Sequence[TokenEvent]:
-        """Work out all that happens up to and at `now_seconds`; tokens in order of time.
+    def set_cap(self, watts: float, tau_seconds: float = 0.0) -> None:
+        """The cap of every card from now on, reached with a first-order lag."""
+        self._interrupt(self._now)
+        self.power.set_cap(watts, self._now, tau_seconds)
+        self._resume()
 
-        Args:
-            now_seconds: not before the last time given.
-            sm_mhz: the SM clock from now on (None: as before). The time up to `now_seconds` ran at the clock given
-                last, so a prediction of `next_event_seconds` holds until the clock is changed.
-        """
-        if now_seconds < self._now:
-            raise ValueError(f"time {now_seconds} is before the engine's clock {self._now}: it never runs backwards")
-        events: list[TokenEvent] = []
-        self._start_step()
-        while self._step is not None:
-            end = self._step_end(self._step)
-            if end > now_seconds:
-                break
-            self._now = max(self._now, end)
-            self._finish_step(self._step, end, events)
-            self._start_step()
-        self._now = now_seconds
-        if sm_mhz is not None:
-            self._set_clock(sm_mhz)
-        return events
+    def set_batch_limit(self, max_num_seqs: int) -> None:
+        """Admit no more than this many sequences to the batch from now on; those that run go on."""
+        self._batch.limits = replace(self._batch.limits, max_num_seqs=max_num_seqs)
+        if self._kind == _LINE and self._batch.waiting:
+            self._stop_after_step()
+
+    def account_now(self) -> None:
+        """Account for all that is done by now, the part of the step under way included."""
+        self._interrupt(self._now)
+        self._resume()
 
     def take_load(self) -> LoadSample:
-        """GPU use since this was last called, up to the engine's present time."""
-        if self._step is not None:
-            self._account(self._step, self._done(self._step))
-        span = self._now - self._sampled_at
-        gpu = self._model.gpu
-        sample = LoadSample(0.0, 0.0, 0.0)
-        if span > 0:
-            sample = LoadSample(
-                min(1.0, self._memory_bytes / (span * gpu.memory_bandwidth_bytes_per_second)),
-                min(1.0, self._flops / (span * gpu.dense_bf16_flops)),
-                min(1.0, self._gpu_seconds / span),
-            )
-        self._sampled_at = self._now
-        self._memory_bytes = self._flops = self._gpu_seconds = 0.0
-        return sample
+        """GPU use since this was last called, the part of the step under way included."""
+        self.account_now()
+        return self.power.take_load(self._now)
 
-    def _clamped(self, sm_mhz: float) -> float:
-        # A parked card reports a clock below its lowest supported one; kernels never run there.
-        return min(max(sm_mhz, float(self._model.gpu.sm_min_mhz)), float(self._model.gpu.sm_max_mhz))
+    # -- what is under way -----------------------------------------------------------------------------------
 
-    def _set_clock(self, sm_mhz: float) -> None:
-        clamped = self._clamped(sm_mhz)
-        if clamped == self._sm_mhz:
-            return
-        step = self._step
-        if step is not None:
-            done = self._done(step)
-            self._account(step, done)
-            step.done, step.since = done, self._now
-        self._sm_mhz = clamped
+    def _wake(self) -> None:
+        """Begin to work after having been idle, at once or when the engine is ready."""
+        self.sync()
+        if self._now < self._ready:
+            self._due = self._ready
+        else:
+            self._open()
 
-    def _gpu_duration(self, cost: StepCost) -> float:
-        fixed = cost.fixed_seconds / self._model.gpu.bandwidth_factor(self._sm_mhz)
-        return fixed + cost.clocked_seconds * self._model.reference_mhz / self._sm_mhz
+    def _open(self) -> None:
+        """Decide what runs from `_begin` on, a moment at which no step is under way."""
+        batch = self._batch
+        if (batch.waiting or batch.partial is not None) and batch.choose(self._begin):
+            decodes, held = (batch.decodes, batch.held) if batch.with_decodes else (0, 0)
+            self._work = self._table.step(decodes + batch.fresh, held + batch.fresh_held, batch.spans)
+            self._left = 1.0
+            self._step_began = self._begin
+            self._step_tokens = decodes + sum([tokens for _, tokens in batch.chosen])
+            self._launch()
+        elif batch.decodes:
+            self._open_line()
+        else:
+            self._kind = _IDLE
+            self._end = self._due = _NEVER
+            self.power.account_idle(self._begin, self._begin)
 
-    def _step_end(self, step: _Step) -> float:
-        return step.since + (1.0 - step.done) * (step.cost.host_seconds + self._gpu_duration(step.cost))
+    def _open_line(self) -> None:
+        batch, power, begin = self._batch, self.power, self._begin
+        steps = batch.steps_with_room(batch.steps_to_next_finish(), begin)
+        decodes, held = batch.decodes, batch.held
+        line = self._table.line(decodes, held)
+        if batch.stalled_since is not None:
+            steps = 1
+        elif held + steps * decodes > line.until_tokens:
+            steps = max(1, math.ceil((line.until_tokens - held) / decodes))
+        piece_end = _NEVER
+        if begin < power.lag_until:
+            wanted = steps
+            steps = power.settle_line(line, held, decodes, steps, min(power.held_watts, power.held_at(begin)))
+            if power.capped or steps < wanted:
+                limit, piece_end = power.lag_piece(begin)
+                steps = power.settle_line(line, held, decodes, wanted, limit)
+        else:
+            steps = power.settle_line(line, held, decodes, steps, power.held_watts)
+        clock = power.clock
+        fixed, clocked = clock.fixed_factor, clock.clocked_factor
+        self._first = line[0] + line[1] * fixed + line[3] * clocked
+        self._growth = line[2] * fixed + line[4] * clocked
+        self._kind, self._line, self._steps = _LINE, line, steps
+        self._end = end = begin + self._line_seconds(steps)
+        self._due = piece_end if piece_end < end else end
 
-    def _done(self, step: _Step) -> float:
-        duration = step.cost.host_seconds + self._gpu_duration(step.cost)
-        return min(1.0, step.done + (self._now - step.since) / duration)
+    def _launch(self) -> None:
+        """Run what is left of one step, at the clock it settles at."""
+        power, work, begin = self.power, self._work, self._begin
+        piece_end = _NEVER
+        if begin < power.lag_until:
+            power.settle(work, min(power.held_watts, power.held_at(begin)))
+            if power.capped:
+                limit, piece_end = power.lag_piece(begin)
+                power.settle(work, limit)
+        else:
+            power.settle(work, power.held_watts)
+        clock = power.clock
+        self._duration = duration = work[0] + work[1] * clock.fixed_factor + work[2] * clock.clocked_factor
+        self._kind = _STEP
+        self._end = end = begin + self._left * duration
+        self._due = piece_end if piece_end < end else end
 
-    def _account(self, step: _Step, done: float) -> None:
-        share = done - step.accounted
-        step.accounted = done
-        gpu_seconds = share * self._gpu_duration(step.cost)
-        self._gpu_seconds += gpu_seconds
-        self.busy_seconds += gpu_seconds + share * step.cost.host_seconds
-        self._memory_bytes += share * step.cost.memory_bytes
-        self._flops += share * step.cost.flops * self._model.reference_mhz / self._sm_mhz
+    def _work_now(self) -> Work | None:
+        if self._kind == _LINE:
+            return self._line.at(self._batch.held)
+        return self._work if self._kind == _STEP else None
 
-    def _release(self, sequence: _Sequence) -> None:
-        self._free_blocks += sequence.blocks
-        sequence.blocks = 0
-        sequence.computed = 0
+    def _line_seconds(self, steps: int) -> float:
+        batch = self._batch
+        held_sum = steps * batch.held + batch.decodes * (steps * (steps - 1) >> 1)
+        return steps * self._first + self._growth * held_sum
 
-    def _grow(self, sequence: _Sequence, tokens: int) -> bool:
-        more = _blocks(sequence.computed + tokens) - sequence.blocks
-        if more > self._free_blocks:
-            return False
-        self._free_blocks -= more
-        sequence.blocks += more
-        return True
+    def _whole_steps(self) -> int:
+        """How many steps of the line, its last one left out, are over by now."""
+        most, begin, now = self._steps - 1, self._begin, self._now
+        elapsed = max(0.0, now - begin)
+        curve = 0.5 * self._growth * self._batch.decodes
+        slope = self._first + self._growth * self._batch.held - curve
+        steps = min(most, int(2.0 * elapsed / (slope + math.sqrt(slope * slope + 4.0 * curve * elapsed))))
+        # Rounding may leave the inverse one step off.
+        while steps < most and begin + self._line_seconds(steps + 1) <= now:
+            steps += 1
+        while steps > 0 and begin + self._line_seconds(steps) > now:
+            steps -= 1
+        return steps
 
-    def _plan(self) -> dict[str, tuple[_Sequence, int]]:
-        """Choose the next step's sequences and how many tokens each computes."""
-        plan: dict[str, tuple[_Sequence, int]] = {}
-        budget = self._limits.max_num_batched_tokens
-        preempted = False
-        index = 0
-        while index < len(self._running) and budget > 0:
-            sequence = self._running[index]
-            tokens = min(sequence.uncomputed, budget)
-            while not self._grow(sequence, tokens):
-                victim = self._running.pop()
-                self._release(victim)
-                self._waiting.appendleft(victim)
-                self.preemptions += 1
-                preempted = True
-                if victim is sequence:
-                    break
-            else:
-                plan[sequence.request.request_id] = (sequence, tokens)
-                budget -= tokens
-            index += 1
-        while self._waiting and budget > 0 and not preempted and len(self._running) < self._limits.max_num_seqs:
-            sequence = self._waiting[0]
-            # All of it must fit, or long prompts would be admitted only to be preempted half-way.
-            if _blocks(sequence.uncomputed) > self._free_blocks:
-                break
-            if not sequence.generated:
-                # The last token of a prompt is computed even where all are cached: its output is the first token.
-                sequence.computed = min(sequence.request.cached_tokens, sequence.request.prompt_tokens - 1)
-            tokens = min(sequence.uncomputed, budget)
-            self._grow(sequence, tokens)
-            self._waiting.popleft()
-            self._running.append(sequence)
-            if sequence.scheduled is None:
-                sequence.scheduled = self._now
-            plan[sequence.request.request_id] = (sequence, tokens)
-            budget -= tokens
-        return plan
+    def _stop_after_step(self) -> None:
+        """Let the line of decode steps end with the one under way."""
+        if self._steps > 1:
+            self._steps = steps = self._whole_steps() + 1
+            self._end = end = self._begin + self._line_seconds(steps)
+            self._due = min(self._due, end)
 
-    def _start_step(self) -> None:
-        if self._step is not None or not (self._running or self._waiting):
-            return
-        plan = self._plan()
-        decodes = held = 0
-        chunks: list[tuple[int, int]] = []
-        for sequence, tokens in plan.values():
-            if tokens == 1 and sequence.computed:
-                decodes += 1
-                held += sequence.computed
-            else:
-                chunks.append((sequence.computed, tokens))
-        self._step = _Step(plan, self._model.cost(decodes, held, chunks), self._now)
+    def _interrupt(self, now: float) -> None:
+        """Account for all that is done up to now. What is left of a step under way becomes a step of its own."""
+        self._now = now
+        self.sync()
+        begin = self._begin
+        if self._kind == _IDLE:
+            self._due = _NEVER
+        elif now > begin:
+            if self._kind == _LINE:
+                batch = self._batch
+                self._work = self._line.at(batch.held)
+                self._duration = self._line_seconds(1)
+                self._left, self._step_began, self._step_tokens = 1.0, begin, batch.decodes
+                batch.with_decodes, batch.chosen = True, []
+                self._kind = _STEP
+            self._do(min(self._left, (now - begin) / self._duration), now)
+            self._begin = now
 
-    def _finish_step(self, step: _Step, end: float, events: list[TokenEvent]) -> None:
-        self._account(step, 1.0)
-        self._step = None
-        computed = 0
-        for request_id, (sequence, tokens) in step.plan.items():
-            computed += tokens
+    def _resume(self) -> None:
+        """Go on after an interruption, under the limits as they are now."""
+        if self._kind == _STEP:
+            self._launch()
+        elif self._kind == _LINE:
+            self._open()
+        elif self._batch.waiting:
+            self._wake()
+        else:
+            self.power.account_idle(self._begin, self._begin)
+
+    # -- what is over ----------------------------------------------------------------------------------------
+
+    def _do(self, share: float, now: float) -> None:
+        """A share of one step is done."""
+        self._left -= share
+        host, _, _, memory, compute = self._work
+        seconds = share * self._duration
+        self.power.account(seconds, seconds - share * host, share * memory, share * compute, now)
+
+    def _commit(self, steps: int, now: float) -> None:
+        """The next steps of the line are over."""
+        batch, line, counts = self._batch, self._line, self.counts
+        decodes, held, first, growth = batch.decodes, batch.held, self._first, self._growth
+        tokens = steps * decodes
+        held_sum = steps * held + decodes * (steps * (steps - 1) >> 1)
+        seconds = steps * first + growth * held_sum
+        self.power.account(
+            seconds,
+            seconds - steps * line[0],
+            steps * line[5] + line[6] * held_sum,
+            steps * line[7] + line[8] * held_sum,
+            now,
+        )
+        counts.steps += steps
+        counts.generation_tokens += tokens
+        counts.step_tokens += tokens
+        counts.step_buckets[STEP_BUCKET[decodes if decodes < _MOST_TOKENS else _MOST_TOKENS]] += steps
+        if batch.stalled_since is None:
+            counts.inter_token.observe_line(first + growth * held, growth * decodes, steps, decodes, seconds)
+        else:
+            self._count_stalled(now)
+        batch.number += steps
+        batch.held = held + tokens
+        self._begin = now
+
+    def _finish_step(self, now: float) -> None:
+        """The one step under way is over."""
+        self._do(self._left, now)
+        self._begin = now
+        batch, counts = self._batch, self.counts
+        counts.steps += 1
+        tokens = self._step_tokens
+        counts.step_tokens += tokens
+        counts.step_buckets[STEP_BUCKET[tokens if tokens < _MOST_TOKENS else _MOST_TOKENS]] += 1
+        decodes = batch.decodes
+        if batch.with_decodes:
+            batch.number += 1
+            if decodes:
+                batch.held += decodes
+                counts.generation_tokens += decodes
+                if batch.stalled_since is None:
+                    counts.inter_token.observe(now - self._step_began, decodes)
+                else:
+                    self._count_stalled(now)
+                self._complete(now)
+        elif decodes and batch.stalled_since is None:
+            batch.stalled_since = self._step_began
+        for sequence, tokens in batch.chosen:
             sequence.computed += tokens
-            if sequence.uncomputed:
-                continue
-            sequence.generated += 1
-            request = sequence.request
-            if sequence.generated == 1:
-                sequence.first_token = end
-            finished = None
-            if sequence.generated == request.output_tokens:
-                finished = RequestTiming(
-                    prompt_tokens=request.prompt_tokens,
-                    output_tokens=request.output_tokens,
-                    arrival_seconds=sequence.arrival,
-                    scheduled_seconds=sequence.arrival if sequence.scheduled is None else sequence.scheduled,
-                    first_token_seconds=sequence.first_token,
-                    finished_seconds=end,
-                    request_id=request_id,
-                )
-                self._running.remove(sequence)
-                self._release(sequence)
-                del self._sequences[request_id]
-            events.append(TokenEvent(request_id, end, sequence.generated, end - sequence.last_token, finished))
-            sequence.last_token = end
-        if self._on_step is not None:
-            self._on_step(computed)
+            if sequence.computed < sequence.request.prompt_tokens + sequence.generated:
+                batch.partial = sequence
+            else:
+                batch.unreserve(sequence)
+                self._token_after_prefill(sequence, now)
+
+    def _token_after_prefill(self, sequence: Running, now: float) -> None:
+        request, counts = sequence.request, self.counts
+        counts.generation_tokens += 1
+        sequence.generated = number = sequence.generated + 1
+        if number == 1:
+            sequence.first_token = now
+            counts.time_to_first.observe(now - sequence.arrival)
+            counts.prompt_tokens += request.prompt_tokens
+            counts.cached_tokens += request.cached_tokens
+            if self.events is not None and request.output_tokens > 1:
+                self.events.append(TokenEvent(request.request_id, now, 1, None))
+        else:  # it was preempted
+            counts.inter_token.observe(now - sequence.last_token)
+        if number == request.output_tokens:
+            self._finish(sequence, now)
+        else:
+            self._batch.join(sequence, now)
+
+    def _complete(self, now: float) -> None:
+        """Answer those that just got their last token."""
+        batch = self._batch
+        finishes, number = batch.finishes, batch.number
+        while finishes and finishes[0][0] <= number:
+            finish, _, sequence = heappop(finishes)
+            if sequence.finish == finish:
+                batch.leave(sequence)
+                self._finish(sequence, now)
+
+    def _finish(self, sequence: Running, now: float) -> None:
+        name, prompt, output, _ = sequence.request
+        arrival = sequence.arrival
+        self._batch.forget(sequence)
+        timing = RequestTiming(prompt, output, arrival, sequence.scheduled, sequence.first_token, now, name)
+        self.finished.append(timing)
+        self.counts.end_to_end.observe(now - arrival)
+        if self.events is not None:
+            self.events.append(TokenEvent(name, now, output, timing))
+
+    def _count_stalled(self, now: float) -> None:
+        """The first tokens after steps without decodes: each gap counts from the sequence's own last token."""
+        batch, observe = self._batch, self.counts.inter_token.observe
+        since = batch.stalled_since or 0.0
+        for sequence in batch.running.values():
+            if sequence.finish >= 0:
+                observe(now - max(since, sequence.last_token))
+        batch.stalled_since = None

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from flyball_sim.engine.core import LoadSample
+from flyball_sim.engine.requests import LoadSample
 
 
 class EngineGpus(Protocol):

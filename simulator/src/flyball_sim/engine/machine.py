@@ -1,49 +1,31 @@
-"""One engine replica on its GPUs in virtual time: what Flyball's agent sees of a pod, without processes."""
+"""One engine replica on its cards in virtual time: what Flyball's agent sees of a pod, without processes."""
 
 from __future__ import annotations
 
-import heapq
 import math
 import random
-from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import accumulate
 
 from flyball_agent.controllers.base import GpuReading
 from flyball_agent.scanner import EngineSample, Histogram
-from flyball_sim.engine.book import EnergyBook, power_line
-from flyball_sim.engine.core import EngineCore, EngineLimits, EngineRequest, RequestTiming
-from flyball_sim.engine.metrics import ITL_BUCKETS, REQUEST_BUCKETS, TTFT_BUCKETS
+from flyball_sim.engine.book import EnergyBook
+from flyball_sim.engine.core import EngineCore
 from flyball_sim.engine.models import StepModel
-from flyball_sim.gpu.delays import cap_tau_seconds, lock_delay_seconds
+from flyball_sim.engine.requests import EngineLimits, EngineRequest, RequestTiming
+from flyball_sim.engine.tallies import Tally
+from flyball_sim.gpu.delays import cap_call_seconds, cap_tau_seconds, lock_call_seconds, lock_delay_seconds
 from flyball_sim.gpu.dies import NOMINAL_DIE, Die
-from flyball_sim.gpu.model import REASON_SW_POWER_CAP, unlocked_or_locked_mhz
+from flyball_sim.gpu.model import unlocked_or_locked_mhz
 from flyball_sim.gpu.sensors import Sensor
-from flyball_sim.gpu.steps import settle
 
 START_SECONDS = 30.0
-"""A usual `ready_seconds` of an engine that starts while a run goes on: weights, CUDA graphs, warm-up."""
-_LAG_GRID_SECONDS = 0.01
-_SETTLED_WATTS = 0.5
-
-
-class _Counted:
-    def __init__(self, edges: tuple[float, ...]) -> None:
-        self.edges = edges
-        self.bounds = (*edges, math.inf)
-        self.counts = [0] * (len(edges) + 1)
-        self.total = 0.0
-
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(self.edges, seconds)] += 1
-        self.total += seconds
-
-    def shown(self) -> Histogram:
-        return Histogram(self.bounds, tuple(map(float, accumulate(self.counts))), self.total)
+"""A usual `ready_seconds` of an engine that starts while a run goes on: weights, CUDA graphs, warm-up (modelled)."""
+_MOST_PIECES = 256
+_NEVER = math.inf
 
 
 class Machine:
-    """One engine on the cards of its group.
+    """One engine on the cards of its group. Every method that is told the time advances to it first.
 
     Args:
         model: step times, GPU type and group size.
@@ -51,8 +33,8 @@ class Machine:
         dies: one per card; nominal ones if not given.
         seed: of the delays of actuation.
         start_seconds: now.
-        ready_seconds: the engine answers from this time on; requests before it wait.
-        actuation_delays: whether locks and caps take effect late, as on real cards.
+        ready_seconds: the engine works from this time on; requests before it wait.
+        actuation_delays: whether locks and caps take effect late, as on real cards, or at once.
     """
 
     def __init__(
@@ -67,58 +49,43 @@ class Machine:
         actuation_delays: bool = True,
     ) -> None:
         self.model = model
-        self.limits = limits
         self.dies = tuple(dies) or (NOMINAL_DIE,) * model.gpus
         if len(self.dies) != model.gpus:
-            raise ValueError(f"{len(self.dies)} dies for {model.gpus} GPUs: give one for each, or none")
-        self._rng = random.Random(seed)  # noqa: S311
-        self._delays = actuation_delays
-        self._ready = max(ready_seconds, start_seconds)
-        gpu = model.gpu
-        self._core = EngineCore(model, limits)
-        self._core.advance(start_seconds)
-        self._core.take_load()
+            raise ValueError(f"{len(self.dies)} dies for {model.gpus} GPUs: give one for each card, or none")
         self.now_seconds = start_seconds
-        self._early: list[EngineRequest] = []
-        self._controls: list[tuple[float, int, str, object]] = []
-        self._number = 0
-        self._lock: tuple[int, int] | None = None
-        self._cap = self._lagged = gpu.cap_default_watts
-        self._reasons = 0
-        self._last_busy = -math.inf
-        self.book = EnergyBook()
-        self.energy_joules = 0.0
-        self.watts = power_line(gpu, float(gpu.sm_max_mhz), self.dies).waiting
-        self._sensors = [Sensor(gpu, die, start_seconds) for die in self.dies]
-        self._finished: list[RequestTiming] = []
-        self._prompt_tokens = self._generated = 0
-        self._first, self._gaps, self._ends = _Counted(TTFT_BUCKETS), _Counted(ITL_BUCKETS), _Counted(REQUEST_BUCKETS)
+        self._rng = random.Random(seed)  # noqa: S311 - delays of a simulation
+        self._delays = actuation_delays
+        self._core = EngineCore(model, limits, dies=self.dies, start_seconds=start_seconds, ready_seconds=ready_seconds)
+        gpu = model.gpu
+        self._core.set_cap(gpu.cap_default_watts)
+        self._asked_lock: tuple[int, int] | None = None
+        self._asked_cap = gpu.cap_default_watts
+        # A lock or a cap on its way to the cards; a newer one takes its place.
+        self._lock_due = self._cap_due = self._control_due = _NEVER
+        self._lock_mhz = float(gpu.sm_max_mhz)
+        waiting = gpu.waiting_watts(float(gpu.sm_max_mhz))
+        self._sensors = [Sensor(gpu, die, start_seconds, watts=waiting * die.idle_factor) for die in self.dies]
+        self._pieces: list[tuple[float, float, float]] = []
+        self._core.power.pieces = self._pieces
+        self._sensed = (start_seconds, 0.0, 0.0)
+        self._busy_at = (start_seconds, 0.0)
+        self._utilisation = 0
+
+    # -- what happens to it ----------------------------------------------------------------------------------
 
     def advance(self, now_seconds: float) -> None:
-        """Work out all that happens up to and at `now_seconds`."""
-        if now_seconds < self.now_seconds:
-            raise ValueError(f"time {now_seconds} is before the machine's clock {self.now_seconds}: it never runs back")
-        while True:
-            until = now_seconds
-            if self._controls:
-                until = min(until, self._controls[0][0])
-            if self.now_seconds < self._ready:
-                until = min(until, self._ready)
-            if self._lagged != self._cap:
-                grid = (math.floor(self.now_seconds / _LAG_GRID_SECONDS + 1e-9) + 1) * _LAG_GRID_SECONDS
-                until = min(until, grid)
-            before = self.now_seconds
-            self._run(until)
-            self.now_seconds = until
-            self._approach(until - before)
-            while self._controls and self._controls[0][0] <= until:
-                self._apply(*heapq.heappop(self._controls)[2:])
-            if self._early and until >= self._ready:
-                for request in self._early:
-                    self._core.submit(request, until)
-                self._early.clear()
-            if until >= now_seconds:
-                return
+        """Work out all that happens up to and at `now_seconds`.
+
+        Raises:
+            ValueError: it is before the machine's clock.
+        """
+        core = self._core
+        while self._control_due <= now_seconds:
+            self._actuate(max(self._control_due, core.now_seconds))
+        core.advance(now_seconds)
+        self.now_seconds = now_seconds
+        if len(self._pieces) > _MOST_PIECES:
+            self._sense()
 
     def submit(self, request: EngineRequest, now_seconds: float) -> None:
         """Queue a request that arrives now.
@@ -128,10 +95,7 @@ class Machine:
             QueueFullError: the queue is at its limit.
         """
         self.advance(now_seconds)
-        if now_seconds < self._ready:
-            self._early.append(request)
-            return
-        self._core.submit(request, now_seconds)
+        self._core.submit(request)
 
     def cancel(self, request_id: str, now_seconds: float) -> bool:
         """Forget a request; False if it is not here."""
@@ -139,15 +103,29 @@ class Machine:
         return self._core.cancel(request_id)
 
     def set_lock(self, now_seconds: float, sm_mhz: tuple[int, int] | None) -> None:
-        """Lock the SM clock of every card to (lowest, highest); None takes the lock off."""
+        """Lock the SM clock of every card to (lowest, highest), or take the lock off; nothing if it is so already."""
         self.advance(now_seconds)
-        delay = max(lock_delay_seconds(self.model.gpu, self._rng) for _ in self.dies) if self._delays else 0.0
-        self._later(now_seconds + delay, "lock", sm_mhz)
+        if sm_mhz == self._asked_lock:
+            return
+        self._asked_lock = sm_mhz
+        gpu, delay = self.model.gpu, 0.0
+        self._lock_mhz = wanted = float(unlocked_or_locked_mhz(gpu, sm_mhz))
+        if self._delays:
+            # The group goes as fast as its slowest card: up with the last one, down with the first.
+            delays = [lock_delay_seconds(gpu, self._rng) for _ in self.dies]
+            rising = wanted > self._core.power.wanted.sm_mhz
+            delay = lock_call_seconds(gpu) + (max(delays) if rising else min(delays))
+        self._lock_due = now_seconds + delay
+        self._schedule()
 
     def set_cap(self, now_seconds: float, watts: float) -> None:
-        """Cap the power of every card."""
+        """Cap the power of every card; nothing if it is so already."""
         self.advance(now_seconds)
-        self._later(now_seconds + (self.model.gpu.cap_call_seconds if self._delays else 0.0), "cap", watts)
+        if watts == self._asked_cap:
+            return
+        self._asked_cap = watts
+        self._cap_due = now_seconds + (cap_call_seconds(self.model.gpu) if self._delays else 0.0)
+        self._schedule()
 
     def set_batch_limit(self, now_seconds: float, max_num_seqs: int) -> None:
         """Admit no more than this many sequences to the batch; those that run go on."""
@@ -156,37 +134,21 @@ class Machine:
 
     def take_finished(self) -> list[RequestTiming]:
         """Requests that finished since the last call."""
-        taken, self._finished = self._finished, []
+        core = self._core
+        taken, core.finished = core.finished, []
         return taken
 
-    def page(self) -> EngineSample:
-        """What a scrape of `/metrics` at `now_seconds` gives the agent."""
-        values = {
-            "requests_running": float(self.running),
-            "requests_waiting": float(self.waiting),
-            "kv_cache_usage": self.kv_usage,
-            "prompt_tokens": float(self._prompt_tokens),
-            "generation_tokens": float(self._generated),
-        }
-        histograms = {
-            "time_to_first_token": self._first.shown(),
-            "inter_token_latency": self._gaps.shown(),
-            "end_to_end": self._ends.shown(),
-        }
-        return EngineSample(values, histograms)
+    def next_event_seconds(self) -> float | None:
+        """No request finishes before this time if nothing else is told to it; None when nothing is under way."""
+        due = self._core.next_event_seconds()
+        return None if due is None else min(due, self._control_due)
 
-    def readings(self) -> tuple[GpuReading, ...]:
-        """What NVML shows of each card at `now_seconds`."""
-        return tuple(
-            GpuReading(
-                power_watts=sensor.power_watts(self.now_seconds),
-                sm_mhz=int(self.sm_mhz),
-                utilisation_percent=100 if self.running else 0,
-                cap_limited=bool(self._reasons & REASON_SW_POWER_CAP),
-                energy_joules=sensor.energy_joules(self.now_seconds),
-            )
-            for sensor in self._sensors
-        )
+    # -- what it shows ---------------------------------------------------------------------------------------
+
+    @property
+    def limits(self) -> EngineLimits:
+        """The engine's bounds as they are now."""
+        return self._core.limits
 
     @property
     def running(self) -> int:
@@ -196,91 +158,117 @@ class Machine:
     @property
     def waiting(self) -> int:
         """Sequences in the queue."""
-        return self._core.waiting + len(self._early)
+        return self._core.waiting
+
+    @property
+    def preemptions(self) -> int:
+        """Sequences preempted so far."""
+        return self._core.preemptions
 
     @property
     def kv_usage(self) -> float:
         """Share of the KV blocks in use."""
-        return self._core.kv_usage
+        return self._core.kv_usage()
 
     @property
     def sm_mhz(self) -> float:
         """The SM clock of the group now."""
-        return self._core.sm_mhz
+        return self._core.power.clock.sm_mhz
 
-    def _later(self, when: float, kind: str, value: object) -> None:
-        self._number += 1
-        heapq.heappush(self._controls, (when, self._number, kind, value))
-        self.advance(self.now_seconds)
+    @property
+    def cap_watts(self) -> float:
+        """The cap asked for last."""
+        return self._asked_cap
 
-    def _apply(self, kind: str, value: object) -> None:
-        if kind == "lock":
-            self._lock = value  # type: ignore[assignment]
-        else:
-            self._cap = float(value)  # type: ignore[arg-type]
-            if not self._delays:
-                self._lagged = self._cap
+    @property
+    def watts(self) -> float:
+        """True power now, all cards."""
+        return self._core.watts()
 
-    def _approach(self, seconds: float) -> None:
-        if self._lagged != self._cap:
-            tau = cap_tau_seconds(self.model.gpu, self._cap > self._lagged)
-            self._lagged = self._cap + (self._lagged - self._cap) * math.exp(-seconds / tau)
-            if abs(self._lagged - self._cap) < _SETTLED_WATTS:
-                self._lagged = self._cap
+    @property
+    def energy_joules(self) -> float:
+        """True energy so far, all cards."""
+        return self._core.energy_joules()
 
-    def _run(self, until: float) -> None:
+    @property
+    def book(self) -> EnergyBook:
+        """Sums by clock up to now."""
+        self._core.account_now()
+        return self._core.power.book
+
+    def page(self) -> EngineSample:
+        """What a scrape of `/metrics` at `now_seconds` gives the agent."""
+        core = self._core
+        kv_usage = core.kv_usage()  # counts what is over by now
+        counts = core.counts
+        return EngineSample(
+            {
+                "requests_running": float(core.running),
+                "requests_waiting": float(core.waiting),
+                "kv_cache_usage": kv_usage,
+                "prompt_tokens": float(counts.prompt_tokens),
+                "generation_tokens": float(counts.generation_tokens),
+            },
+            {
+                "time_to_first_token": _shown(counts.time_to_first),
+                "inter_token_latency": _shown(counts.inter_token),
+                "end_to_end": _shown(counts.end_to_end),
+            },
+        )
+
+    def readings(self) -> tuple[GpuReading, ...]:
+        """What NVML shows of each card at `now_seconds`."""
+        self._sense()
+        now, power = self.now_seconds, self._core.power
+        since, busy_before = self._busy_at
+        if now > since:
+            busy = power.busy_seconds
+            self._busy_at = (now, busy)
+            self._utilisation = round(100.0 * min(1.0, (busy - busy_before) / (now - since)))
+        sm_mhz, capped, utilisation = int(power.clock.sm_mhz), power.capped, self._utilisation
+        return tuple(
+            [
+                GpuReading(sensor.power_watts(now), sm_mhz, utilisation, capped, sensor.energy_joules(now))
+                for sensor in self._sensors
+            ]
+        )
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        self._control_due = min(self._lock_due, self._cap_due)
+        while self._control_due <= self.now_seconds:
+            self._actuate(self.now_seconds)
+
+    def _actuate(self, now: float) -> None:
+        """Let what is due take effect."""
         core, gpu = self._core, self.model.gpu
-        while True:
-            before = core.now_seconds
-            core.next_event_seconds()
-            cost = core.step_cost
-            if cost is None:
-                self._reasons = 0
-                sm_mhz = float(unlocked_or_locked_mhz(gpu, self._lock))
-            else:
-                settled = [
-                    settle(gpu, cost, self._lagged, self._lock, die, reference_mhz=self.model.reference_mhz)
-                    for die in self.dies
-                ]
-                sm_mhz, self._reasons = min((float(mhz), reasons) for mhz, _, reasons in settled)
-            core.advance(before, sm_mhz)
-            due = core.next_event_seconds()
-            end = until if due is None else min(due, until)
-            for event in core.advance(end):
-                self._generated += 1
-                if event.number == 1:
-                    self._first.observe(event.since_seconds)
-                else:
-                    self._gaps.observe(event.since_seconds)
-                if event.finished is not None:
-                    self._finished.append(event.finished)
-                    self._prompt_tokens += event.finished.prompt_tokens
-                    self._ends.observe(event.finished.finished_seconds - event.finished.arrival_seconds)
-            self._account(before, end, sm_mhz, idle=cost is None)
-            if end >= until:
-                return
+        core.advance(now)
+        if self._lock_due <= now:
+            self._lock_due = _NEVER
+            core.set_clock(self._lock_mhz)
+        if self._cap_due <= now:
+            self._cap_due = _NEVER
+            rising = self._asked_cap * gpu.cap_held_share > core.power.held_at(now)
+            core.set_cap(self._asked_cap, cap_tau_seconds(gpu, rising) if self._delays else 0.0)
+        self._control_due = min(self._lock_due, self._cap_due)
 
-    def _account(self, begin: float, end: float, sm_mhz: float, *, idle: bool) -> None:
-        seconds = end - begin
-        load = self._core.take_load()
-        if seconds <= 0.0:
-            return
-        gpu = self.model.gpu
-        sums, line = self.book.at(sm_mhz), power_line(gpu, sm_mhz, self.dies)
-        lingering = 0.0
-        if idle:
-            sums.idle_seconds += seconds
-            lingering = max(0.0, min(end, self._last_busy + gpu.linger_seconds) - begin)
-            sums.linger_seconds += lingering
-        else:
-            self._last_busy = end
-            sums.step_seconds += seconds
-        sums.busy_seconds += load.busy * seconds
-        sums.memory_seconds += load.memory_use * seconds
-        sums.compute_seconds += load.compute_use * seconds
-        self.watts = line.waiting + line.busy * load.busy
-        self.watts += line.memory * load.memory_use + line.compute * load.compute_use
-        self.watts += gpu.linger_watts * lingering / seconds
-        self.energy_joules += self.watts * seconds
-        for sensor in self._sensors:
-            sensor.run(end, self.watts / len(self.dies))
+    def _sense(self) -> None:
+        """Feed the sensors with what the cards drew up to now."""
+        now, waiting, above = self._core.joules()
+        pieces = [*self._pieces, (now, waiting, above)]
+        self._pieces.clear()
+        since, waiting_before, above_before = self._sensed
+        self._sensed = pieces[-1]
+        for sensor, die in zip(self._sensors, self.dies, strict=True):
+            idle_factor, power_factor, run = die.idle_factor, die.power_factor, sensor.run
+            time, joules = since, idle_factor * waiting_before + power_factor * above_before
+            for until, waiting, above in pieces:
+                if until > time:
+                    used = idle_factor * waiting + power_factor * above
+                    run(until, (used - joules) / (until - time))
+                    time, joules = until, used
+
+
+def _shown(tally: Tally) -> Histogram:
+    return Histogram(tally.bounds, tally.cumulative(), tally.total)

@@ -11,28 +11,23 @@ names and labels never change and only numbers have to be formatted.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from flyball_sim.engine.core import RequestTiming, TokenEvent
 from flyball_sim.engine.models import BLOCK_TOKENS, GPU_MEMORY_UTILIZATION
+from flyball_sim.engine.requests import RequestTiming
+from flyball_sim.engine.tallies import (
+    ITL_BUCKETS,
+    REQUEST_BUCKETS,
+    STEP_BUCKETS,
+    TTFT_BUCKETS,
+    EngineCounts,
+    Tally,
+)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-TTFT_BUCKETS = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-    160.0, 640.0, 2560.0,
-)  # fmt: skip
-ITL_BUCKETS = (
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-)  # fmt: skip
-REQUEST_BUCKETS = (
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
-    1920.0, 7680.0,
-)  # fmt: skip
-STEP_BUCKETS = (1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0)
 CHOICE_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0)
 LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
@@ -143,7 +138,7 @@ def histogram_families(max_model_len: int) -> dict[str, tuple[str, tuple[float, 
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """The gauges, as the engine has them at the moment of a scrape."""
+    """The gauges, as the engine has them at the moment of a scrape, and what it has counted by then."""
 
     running: int
     waiting: int
@@ -151,6 +146,7 @@ class EngineState:
     preemptions: int
     busy_seconds: float
     sm_mhz: float
+    counts: EngineCounts
 
 
 def _series(name: str, labels: Mapping[str, str]) -> str:
@@ -163,14 +159,12 @@ def _escaped(value: str) -> str:
 
 
 class _Histogram:
-    """Counts between bucket edges, with each line's text ready but for its number."""
+    """A tally with each line's text ready but for its number."""
 
-    __slots__ = ("_counts", "_edges", "_lines", "_sum", "_sum_line", "_tail")
+    __slots__ = ("_lines", "_sum_line", "_tail", "tally")
 
     def __init__(self, name: str, edges: tuple[float, ...], labels: Mapping[str, str], created: str) -> None:
-        self._edges = edges
-        self._counts = [0] * (len(edges) + 1)
-        self._sum = 0.0
+        self.tally = Tally(edges)
         bounds = [*(repr(edge) for edge in edges), "+Inf"]
         self._lines = [_series(f"{name}_bucket", {**labels, "le": bound}) for bound in bounds]
         self._lines.append(_series(f"{name}_count", labels))
@@ -179,17 +173,10 @@ class _Histogram:
             _series(f"{name}_created", labels) + created
         )
 
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._edges, value)] += 1
-        self._sum += value
-
     def write(self, out: list[str]) -> None:
-        total = 0
-        for line, count in zip(self._lines, self._counts, strict=False):
-            total += count
-            out.append(f"{line}{total}.0")
-        out.append(f"{self._lines[-1]}{total}.0")
-        out.append(f"{self._sum_line}{self._sum!r}")
+        cumulative = self.tally.cumulative()
+        out += [f"{line}{total!r}" for line, total in zip(self._lines, (*cumulative, cumulative[-1]), strict=True)]
+        out.append(f"{self._sum_line}{float(self.tally.total)!r}")
         out.append(self._tail)
 
 
@@ -235,12 +222,7 @@ class EngineMetrics:
         for name, (text, edges) in histogram_families(max_model_len).items():
             self._histograms[name] = _Histogram(name, edges, labels, created)
             self._histogram_heads.append(f"# HELP {name} {text}\n# TYPE {name} histogram")
-        self._first_token = self._histograms["vllm:time_to_first_token_seconds"].observe
-        self._inter_token = self._histograms["vllm:inter_token_latency_seconds"].observe
-        self._lag = self._histograms["flyball_sim_token_lag_seconds"].observe
-        self._step_tokens = self._histograms["vllm:iteration_tokens_total"].observe
-        self._generated = self._values[self._index["vllm:generation_tokens"]]
-        self._steps = self._values[self._index["flyball_sim_engine_steps"]]
+        self._lag = self._histograms["flyball_sim_token_lag_seconds"].tally.observe
 
     def _add(self, name: str, kind: str, text: str, lines: list[str], tail: str) -> None:
         self._index[name] = len(self._values)
@@ -260,21 +242,6 @@ class EngineMetrics:
     def _count(self, name: str, amount: float = 1.0, variant: int = 0) -> None:
         self._values[self._index[name]][variant] += amount
 
-    def count_step(self, tokens: int) -> None:
-        """A step ended that computed this many tokens."""
-        self._step_tokens(tokens)
-        self._steps[0] += 1
-
-    def count_token(self, event: TokenEvent, prompt_tokens: int) -> None:
-        """A token came out; the first one also counts the prompt."""
-        self._generated[0] += 1
-        if event.number == 1:
-            self._first_token(event.since_seconds)
-            self._count("vllm:prompt_tokens", prompt_tokens)
-            self._count("vllm:prompt_tokens_by_source", prompt_tokens)
-        else:
-            self._inter_token(event.since_seconds)
-
     def count_written(self, late_seconds: float) -> None:
         """A token was written to its client this long after the engine's clock said so."""
         self._lag(late_seconds)
@@ -289,7 +256,6 @@ class EngineMetrics:
             ("vllm:request_max_num_generation_tokens", max_tokens),
             ("vllm:request_params_max_tokens", max_tokens),
             ("vllm:request_params_n", 1),
-            ("vllm:e2e_request_latency_seconds", timing.finished_seconds - timing.arrival_seconds),
             ("vllm:request_queue_time_seconds", timing.scheduled_seconds - timing.arrival_seconds),
             ("vllm:request_inference_time_seconds", timing.finished_seconds - timing.scheduled_seconds),
             ("vllm:request_prefill_time_seconds", timing.first_token_seconds - timing.scheduled_seconds),
@@ -297,7 +263,7 @@ class EngineMetrics:
             # vLLM writes 0 for an answer of one token, too
             ("vllm:request_time_per_output_token_seconds", decode / max(1, timing.output_tokens - 1)),
         ):
-            self._histograms[name].observe(value)
+            self._histograms[name].tally.observe(value)
         self._count("vllm:request_success", variant=("stop", "length").index(reason))
         self._count("flyball_sim_request_seconds", timing.finished_seconds - timing.arrival_seconds)
         self._count("flyball_sim_request_lag_seconds", late_seconds)
@@ -314,8 +280,31 @@ class EngineMetrics:
         """The engine found out this late that a step had ended."""
         self._count("flyball_sim_wakeup_lag_seconds", seconds)
 
+    def _take(self, counts: EngineCounts) -> None:
+        """What the engine counts by itself."""
+        computed, cached = counts.prompt_tokens - counts.cached_tokens, counts.cached_tokens
+        for name, variant, value in (
+            ("vllm:prompt_tokens", 0, counts.prompt_tokens),
+            ("vllm:prompt_tokens_by_source", 0, computed),
+            ("vllm:prompt_tokens_by_source", 1, cached),
+            ("vllm:prompt_tokens_cached", 0, cached),
+            ("vllm:prefix_cache_hits", 0, cached),
+            ("vllm:generation_tokens", 0, counts.generation_tokens),
+            ("flyball_sim_engine_steps", 0, counts.steps),
+        ):
+            self._set(name, value, variant)
+        steps = self._histograms["vllm:iteration_tokens_total"].tally
+        steps.counts, steps.total = [float(count) for count in counts.step_buckets], counts.step_tokens
+        for name, tally in (
+            ("vllm:time_to_first_token_seconds", counts.time_to_first),
+            ("vllm:inter_token_latency_seconds", counts.inter_token),
+            ("vllm:e2e_request_latency_seconds", counts.end_to_end),
+        ):
+            self._histograms[name].tally = tally
+
     def render(self, state: EngineState) -> bytes:
         """The body of a scrape."""
+        self._take(state.counts)
         self._set("vllm:num_requests_running", state.running)
         self._set("vllm:num_requests_waiting", state.waiting)
         self._set("vllm:num_requests_waiting_by_reason", state.waiting)

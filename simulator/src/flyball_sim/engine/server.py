@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from flyball_sim.engine.core import EngineRefusalError, EngineRequest, QueueFullError, RequestTiming
 from flyball_sim.engine.metrics import CONTENT_TYPE, EngineMetrics
 from flyball_sim.engine.protocol import (
     Answer,
@@ -19,6 +18,7 @@ from flyball_sim.engine.protocol import (
     parse_completion,
     require_context,
 )
+from flyball_sim.engine.requests import EngineRefusalError, EngineRequest, QueueFullError, RequestTiming
 from flyball_sim.engine.runtime import EngineRuntime, TokenStream
 
 VLLM_VERSION = "0.33.0"
@@ -136,7 +136,8 @@ class EngineServer:
             if not asked.ignore_eos:
                 output_tokens = min(max_tokens, max(asked.min_tokens, self._natural_length()))
             request_id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
-            stream = self._runtime.submit(EngineRequest(request_id, asked.prompt_tokens, output_tokens))
+            request = EngineRequest(request_id, asked.prompt_tokens, output_tokens)
+            stream = self._runtime.submit(request, live=asked.stream)
         except BadRequestError as error:
             return _error(str(error), kind=error.kind, status=error.status, param=error.param)
         except EngineRefusalError as error:
@@ -158,15 +159,13 @@ class EngineServer:
         await response.prepare(http)
         timing: RequestTiming | None = None
         while timing is None:
-            events = await stream.take()
-            last = events[-1]
-            timing = last.finished
-            tokens = len(events) if timing is None else len(events) - 1
-            body = answer.token_event * tokens
+            taken = await stream.take()
+            timing = taken.finished
+            body = answer.token_event * (taken.tokens if timing is None else taken.tokens - 1)
             if timing is not None:
                 body += answer.last_events(ending.output_tokens, ending.reason)
             await response.write(body)
-            self._runtime.wrote(stream, last)
+            self._runtime.wrote(stream, taken)
         self._runtime.finished(stream, timing, ending.reason, ending.max_tokens)
         await response.write_eof()
         return response
@@ -174,8 +173,8 @@ class EngineServer:
     async def _whole(self, _: web.Request, stream: TokenStream, answer: Answer, ending: _Ending) -> web.StreamResponse:
         timing: RequestTiming | None = None
         while timing is None:
-            timing = (last := (await stream.take())[-1]).finished
-        self._runtime.wrote(stream, last)
+            timing = (taken := await stream.take()).finished
+        self._runtime.wrote(stream, taken)
         self._runtime.finished(stream, timing, ending.reason, ending.max_tokens)
         return web.json_response(answer.whole(ending.output_tokens, ending.reason))
 

@@ -1,0 +1,264 @@
+"""The clock and the energy of an engine's cards, exact for steps and for straight lines of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from flyball_sim.engine.book import EnergyBook
+from flyball_sim.engine.clocks import Clock, clock_table
+from flyball_sim.engine.requests import LoadSample
+from flyball_sim.engine.work import Work, WorkLine
+from flyball_sim.gpu.dies import NOMINAL_DIE, Die
+from flyball_sim.gpu.kind import GpuType
+
+LAG_PIECE_SECONDS = 0.01
+"""The way to a new cap is walked in pieces of this length where the cap binds."""
+_SETTLED_WATTS = 0.5
+
+
+class GroupPower:
+    """What the cards of one engine are limited to, run at and use up.
+
+    All cards run at one clock, that of the die which its cap slows most. Energy is kept for a nominal card, waiting
+    and above it apart, because a die's factors are on each of the two as a whole.
+
+    Args:
+        gpu_type: of every card.
+        reference_mhz: the clock step times hold at.
+        dies: one per card.
+        start_seconds: now.
+    """
+
+    def __init__(
+        self, gpu_type: GpuType, reference_mhz: float, dies: Sequence[Die] = (NOMINAL_DIE,), start_seconds: float = 0.0
+    ) -> None:
+        self.gpu_type = gpu_type
+        self.dies = tuple(dies)
+        self._table = clock_table(gpu_type, reference_mhz)
+        self.wanted = self._table.at(gpu_type.sm_max_mhz)
+        """The clock where no cap binds."""
+        self.clock = self.wanted
+        """The clock now."""
+        self.capped = False
+        self.held_watts = math.inf
+        """The mean power the firmware holds a card at under its cap, once it has got there."""
+        self._idle_factor = self._power_factor = 1.0  # of the die that the cap slows most
+        self._lag_from, self._lag_since, self._lag_tau = math.inf, start_seconds, 0.0
+        self.lag_until = start_seconds
+        """From this time on the limit in effect is the one set."""
+        self._guesses = [0, 0]
+        self.book = EnergyBook()
+        self._sums = self.book.at(self.clock.sm_mhz)
+        self.busy_seconds = 0.0
+        """With kernels on the cards, up to what was accounted last."""
+        self.waiting_joules = 0.0
+        """Of a nominal card, as if it had waited all the time."""
+        self.above_joules = 0.0
+        """Of a nominal card, what it drew above waiting."""
+        self.pieces: list[tuple[float, float, float]] | None = None
+        """(time, waiting joules, joules above) at the end of each piece of time, if somebody set a list here."""
+        self._kernels_until = -math.inf
+        self._idle_sum = sum(die.idle_factor for die in self.dies)
+        self._power_sum = sum(die.power_factor for die in self.dies)
+        self._sampled = (start_seconds, 0.0, 0.0, 0.0)
+
+    # -- limits ----------------------------------------------------------------------------------------------
+
+    def set_wanted(self, sm_mhz: float) -> None:
+        """The clock where no cap binds, from now on."""
+        self.wanted = self._table.at(sm_mhz)
+
+    def set_cap(self, watts: float, now_seconds: float, tau_seconds: float = 0.0) -> None:
+        """Limit every card to `watts`, reached with a first-order lag (0: at once)."""
+        before = self.held_at(now_seconds)
+        self.held_watts = held = watts * self.gpu_type.cap_held_share
+        self._lag_from, self._lag_since, self._lag_tau = before, now_seconds, tau_seconds
+        gap = abs(before - held)
+        lags = tau_seconds > 0.0 and _SETTLED_WATTS < gap < math.inf
+        self.lag_until = now_seconds + tau_seconds * math.log(gap / _SETTLED_WATTS) if lags else now_seconds
+        waiting = self.wanted.waiting_watts
+        slowest = min(self.dies, key=lambda die: (held - die.idle_factor * waiting) / die.power_factor)
+        self._idle_factor, self._power_factor = slowest.idle_factor, slowest.power_factor
+
+    def held_at(self, now_seconds: float) -> float:
+        """The limit in effect, lag included."""
+        if now_seconds >= self.lag_until:
+            return self.held_watts
+        share = math.exp(-(now_seconds - self._lag_since) / self._lag_tau)
+        return self.held_watts + (self._lag_from - self.held_watts) * share
+
+    def lag_piece(self, now_seconds: float) -> tuple[float, float]:
+        """The limit to take while it lags, and until when."""
+        pieces = math.floor((now_seconds - self._lag_since) / LAG_PIECE_SECONDS + 1e-6) + 1
+        until = min(self._lag_since + pieces * LAG_PIECE_SECONDS, self.lag_until)
+        return self.held_at((now_seconds + until) / 2.0), until
+
+    # -- clocks ----------------------------------------------------------------------------------------------
+
+    def settle(self, work: Work, held_watts: float) -> None:
+        """Run at the highest clock at which a step fits under the cap, the wanted one at most."""
+        wanted = self.wanted
+        self.capped = self._excess(work, wanted, held_watts) > 0.0
+        self._run_at(self._highest_that_fits(work, held_watts, 0) if self.capped else wanted)
+
+    def settle_line(self, line: WorkLine, held: int, batch: int, steps: int, held_watts: float) -> int:
+        """Run decode steps at the highest clock at which they fit; how many of `steps` it is good for, at least 1."""
+        wanted = self.wanted
+        base, slope = self._line_excess(line, wanted, held_watts)
+        now = base + slope * held
+        if now <= 0.0:
+            self.capped = False
+            if wanted is not self.clock:
+                self._run_at(wanted)
+            if now + slope * batch * (steps - 1) > 0.0:
+                steps = max(1, math.floor(-now / (slope * batch)) + 1)
+            return steps
+        self.capped = True
+        clock = self._highest_that_fits(line.at(held), held_watts, 1)
+        self._run_at(clock)
+        base, slope = self._line_excess(line, clock, held_watts)
+        now = base + slope * held
+        if now <= 0.0 < slope:
+            steps = min(steps, max(1, math.floor(-now / (slope * batch)) + 1))
+        if clock is not wanted:
+            above = self._table.at(min(clock.sm_mhz + self.gpu_type.sm_step_mhz, wanted.sm_mhz))
+            base, slope = self._line_excess(line, above, held_watts)
+            if slope < 0.0:
+                steps = min(steps, max(1, math.ceil(-(base + slope * held) / (slope * batch))))
+        return steps
+
+    def _excess(self, work: Work, clock: Clock, held_watts: float) -> float:
+        """Joules of the slowest die in this step, beyond what the cap allows in its time."""
+        host, fixed, clocked, memory, compute = work
+        kernels = fixed * clock.fixed_factor + clocked * clock.clocked_factor
+        above = clock.busy_watts * kernels + clock.memory_watts * memory + clock.compute_watts * compute
+        waiting = self._idle_factor * clock.waiting_watts - held_watts
+        return waiting * (host + kernels) + self._power_factor * above
+
+    def _line_excess(self, line: WorkLine, clock: Clock, held_watts: float) -> tuple[float, float]:
+        """The same as a straight line in the tokens held: at 0, and per token."""
+        host, fixed, fixed_k, clocked, clocked_k, memory, memory_k, compute, compute_k, _ = line
+        a, b, power = clock.fixed_factor, clock.clocked_factor, self._power_factor
+        bytes_watts, flops_watts = power * clock.memory_watts, power * clock.compute_watts
+        waiting = self._idle_factor * clock.waiting_watts - held_watts
+        busy = waiting + power * clock.busy_watts
+        return (
+            waiting * host + busy * (fixed * a + clocked * b) + bytes_watts * memory + flops_watts * compute,
+            busy * (fixed_k * a + clocked_k * b) + bytes_watts * memory_k + flops_watts * compute_k,
+        )
+
+    def _highest_that_fits(self, work: Work, held_watts: float, kind: int) -> Clock:
+        """The highest supported clock below the wanted one that fits; the lowest where none does.
+
+        From where the last step of this kind settled outwards, for neighbours have neighbouring clocks.
+        """
+        at, excess, gpu_type = self._table.at, self._excess, self.gpu_type
+        low, grid = gpu_type.sm_min_mhz, gpu_type.sm_step_mhz
+        fits, over = 0, math.ceil((self.wanted.sm_mhz - low) / grid)
+        reach, guess = 1, self._guesses[kind]
+        if 0 < guess < over:
+            if excess(work, at(low + guess * grid), held_watts) <= 0.0:
+                fits = guess
+                while fits + reach < over:
+                    if excess(work, at(low + (fits + reach) * grid), held_watts) > 0.0:
+                        over = fits + reach
+                        break
+                    fits += reach
+                    reach *= 2
+            else:
+                over = guess
+                while over - reach > fits:
+                    if excess(work, at(low + (over - reach) * grid), held_watts) <= 0.0:
+                        fits = over - reach
+                        break
+                    over -= reach
+                    reach *= 2
+        while over - fits > 1:
+            middle = (fits + over) // 2
+            if excess(work, at(low + middle * grid), held_watts) <= 0.0:
+                fits = middle
+            else:
+                over = middle
+        self._guesses[kind] = fits
+        return at(low + fits * grid)
+
+    def _run_at(self, clock: Clock) -> None:
+        if clock is not self.clock:
+            self.clock = clock
+            self._sums = self.book.at(clock.sm_mhz)
+
+    # -- energy ----------------------------------------------------------------------------------------------
+
+    def account(self, seconds: float, kernels: float, memory: float, compute: float, now_seconds: float) -> None:
+        """Steps or parts of them that ended now, at the present clock.
+
+        Args:
+            seconds: how long they took.
+            kernels: of those, with kernels on the card.
+            memory: bytes over peak bandwidth.
+            compute: operations over the dense peak.
+            now_seconds: when they ended.
+        """
+        clock, sums = self.clock, self._sums
+        sums.step_seconds += seconds
+        sums.busy_seconds += kernels
+        self.busy_seconds += kernels
+        sums.memory_seconds += memory
+        sums.compute_seconds += compute * clock.compute_factor
+        self.waiting_joules += clock.waiting_watts * seconds
+        self.above_joules += clock.busy_watts * kernels + clock.memory_watts * memory + clock.compute_watts * compute
+        self._kernels_until = now_seconds
+        if self.pieces is not None:
+            self.pieces.append((now_seconds, self.waiting_joules, self.above_joules))
+
+    def account_idle(self, since_seconds: float, now_seconds: float) -> None:
+        """No step was under way from `since_seconds` to now; the cards go to the wanted clock."""
+        self._run_at(self.wanted)
+        self.capped = False
+        seconds = now_seconds - since_seconds
+        if seconds <= 0.0:
+            return
+        linger = min(now_seconds, self._kernels_until + self.gpu_type.linger_seconds)
+        if linger > since_seconds:
+            self._idle(linger - since_seconds, self.gpu_type.linger_watts, linger)
+            self._sums.linger_seconds += linger - since_seconds
+            seconds = now_seconds - linger
+        if seconds > 0.0:
+            self._idle(seconds, 0.0, now_seconds)
+
+    def _idle(self, seconds: float, above_watts: float, now_seconds: float) -> None:
+        self._sums.idle_seconds += seconds
+        self.waiting_joules += self.clock.waiting_watts * seconds
+        self.above_joules += above_watts * seconds
+        if self.pieces is not None:
+            self.pieces.append((now_seconds, self.waiting_joules, self.above_joules))
+
+    def group(self, waiting: float, above: float) -> float:
+        """Joules or watts of all cards, from those of a nominal one."""
+        return self._idle_sum * waiting + self._power_sum * above
+
+    def watts(self, work: Work | None, now_seconds: float) -> tuple[float, float]:
+        """Of a nominal card at the present clock, waiting and above it: the mean over a step, or without one."""
+        clock = self.clock
+        if work is not None:
+            kernels = work.fixed * clock.fixed_factor + work.clocked * clock.clocked_factor
+            above = clock.busy_watts * kernels + clock.memory_watts * work.memory + clock.compute_watts * work.compute
+            return clock.waiting_watts, above / (work.host + kernels)
+        lingers = now_seconds < self._kernels_until + self.gpu_type.linger_seconds
+        return clock.waiting_watts, self.gpu_type.linger_watts if lingers else 0.0
+
+    def take_load(self, now_seconds: float) -> LoadSample:
+        """Mean use since this was last called, of what is accounted."""
+        sums = self.book.clocks.values()
+        since, *before = self._sampled
+        used = [
+            sum(clock.memory_seconds for clock in sums),
+            sum(clock.compute_seconds for clock in sums),
+            sum(clock.busy_seconds for clock in sums),
+        ]
+        self._sampled = (now_seconds, used[0], used[1], used[2])
+        span = now_seconds - since
+        if span <= 0.0:
+            return LoadSample(0.0, 0.0, 0.0)
+        return LoadSample(*(min(1.0, (now - then) / span) for now, then in zip(used, before, strict=True)))
