@@ -11,6 +11,7 @@ from flyball_sim.latency.steps import StepCost, UnknownEngineError, padded_token
 
 H100 = GPU_TYPES["H100-SXM5"]
 ROWS = sorted(shipped_rows())
+HOPPER_ROWS = [row for row in ROWS if row.gpu.startswith("H")]
 rows = st.sampled_from(ROWS)
 chunks_of = st.lists(st.tuples(st.integers(0, 8000), st.integers(1, 1024)), max_size=3)
 
@@ -64,13 +65,18 @@ def test_a_batch_is_filled_up_to_the_next_cuda_graph():
     ]
 
 
-@given(row=rows, held=st.integers(0, 100_000), first=st.integers(1, 4000), second=st.integers(1, 4000))
+@given(
+    row=st.sampled_from(HOPPER_ROWS),
+    held=st.integers(0, 100_000),
+    first=st.integers(1, 4000),
+    second=st.integers(1, 4000),
+)
 def test_a_prompt_in_chunks_costs_hardly_less_than_in_one_piece(row, held, first, second):
     model = model_of(row)
     decode = model.cost(16, held, [])
     whole = seconds(model.cost(16, held, [(0, first + second)])) - seconds(decode)
     parts = seconds(model.cost(16, held, [(0, first)])) + seconds(model.cost(16, held, [(first, second)]))
-    assert parts - seconds(decode) >= 0.8 * whole
+    assert parts - seconds(decode) >= 0.85 * whole
 
 
 def test_half_the_clock_nearly_doubles_prefill_and_hardly_touches_decode():

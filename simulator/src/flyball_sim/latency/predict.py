@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from flyball_sim.gpu.model import unlocked_or_locked_mhz
 from flyball_sim.latency.rows import Provenance
-from flyball_sim.latency.steady import Bounds, Load, run_closed_loop
+from flyball_sim.latency.steady import Bounds, Load, mean_of, run_closed_loop
 from flyball_sim.latency.steps import BLOCK_TOKENS, StepModel
 
 _LARGE_MEMORY_BYTES = 70 * 2**30
+_RUNS = 4  # with other jitter, because which requests prefill together moves the means by a percent or two
 
 
 class CaseError(ValueError):
@@ -96,7 +97,7 @@ def predict_closed_loop(
         cap_watts: power cap of each GPU; the type's default if not given.
         max_num_batched_tokens: tokens in a step; vLLM's default for the GPU if not given.
         max_num_seqs: sequences in a step; vLLM's default for the GPU if not given.
-        seed: of the jitter of clients and API server.
+        seed: the first of those of the jitter of clients and API server.
 
     Raises:
         CaseError: a value is out of its range, or one request does not fit the context or the KV cache.
@@ -113,7 +114,8 @@ def predict_closed_loop(
     running = min(concurrency, most, max(1, kv_tokens // held[0]))
     cap = gpu.cap_default_watts if cap_watts is None else cap_watts
     lock = None if sm_mhz is None else unlocked_or_locked_mhz(gpu, (sm_mhz, sm_mhz))
-    steady = run_closed_loop(model, Load(isl, osl, concurrency), Bounds(budget, running, lock, cap), seed=seed)
+    load, bounds = Load(isl, osl, concurrency), Bounds(budget, running, lock, cap)
+    steady = mean_of([run_closed_loop(model, load, bounds, seed=seed + run) for run in range(_RUNS)])
     default = sm_mhz is None and cap == gpu.cap_default_watts
     grounded = default and model.provenance == "measured" and gpu.provenance == "measured"
     return Prediction(

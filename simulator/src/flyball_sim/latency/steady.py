@@ -12,7 +12,9 @@ import heapq
 import math
 import random
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from statistics import fmean
 
 from flyball_sim.gpu.model import unlocked_or_locked_mhz
 from flyball_sim.gpu.steps import settle, step_seconds
@@ -197,6 +199,13 @@ class _Loop:
                 self.joules += idle * self.model.gpu.waiting_watts(sm_mhz)
                 self.clock_time += idle * sm_mhz
                 self.now = self.coming[0]
+
+
+def mean_of(states: Sequence[SteadyState]) -> SteadyState:
+    """The mean of several runs, field by field; joules per token stay power over tokens."""
+    means = SteadyState(*(fmean(getattr(state, field.name) for state in states) for field in fields(SteadyState)))
+    joules = fmean(state.joules_per_token * state.tokens_per_second for state in states)
+    return replace(means, joules_per_token=joules / means.tokens_per_second)
 
 
 def run_closed_loop(model: StepModel, load: Load, bounds: Bounds, *, seed: int = 0) -> SteadyState:
