@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from flyball_agent.controllers.base import ControlLimits, Observation
 from flyball_agent.scanner import EngineSample
 from flyball_sim.bench.figures import core_percent, count_writes, percentile, process_figures
 from flyball_sim.bench.rows import Row
-from flyball_sim.bench.simulator import TwoLevels, one_engine
+from flyball_sim.bench.simulator import TwoLevels, cluster, copies, one_engine
+from flyball_sim.load.conversation import generate
+from flyball_sim.load.traces import TraceRequest
 
 
 def event(user: str, verb: str, resource: str, subresource: str | None = None) -> str:
@@ -68,17 +71,36 @@ def test_a_figure_is_held_to_its_bound_and_one_without_is_only_shown() -> None:
     assert Row("an hour", "one engine", 9.0, None, "s").within
 
 
-def test_the_stand_in_controller_asks_for_a_clock_only_when_it_changes_its_mind() -> None:
+def test_the_stand_in_controller_asks_for_the_high_clock_while_anything_waits() -> None:
     controller = TwoLevels(1200, 1980, 24)
-    idle = EngineSample({"requests_waiting": 0.0, "requests_running": 3.0}, {})
-    full = EngineSample({"requests_waiting": 2.0, "requests_running": 3.0}, {})
-    assert [controller.decide(page, ()) for page in (idle, idle, full, full, idle)] == [1200, None, 1980, None, 1200]
+    limits = ControlLimits(345, 1980)
+
+    def clock(waiting: float, running: float) -> tuple[int, int] | None:
+        page = EngineSample({"requests_waiting": waiting, "requests_running": running}, {})
+        return controller.decide(Observation("unified", (), page), limits, 0.0).setpoint.sm_mhz
+
+    assert clock(waiting=0, running=3) == (1200, 1200)
+    assert clock(waiting=2, running=3) == (1980, 1980)
+    assert clock(waiting=0, running=30) == (1980, 1980)
 
 
-def test_a_run_in_virtual_time_counts_its_requests_and_its_own_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flyball_sim.bench.simulator.HOUR_SECONDS", 30.0)
-    cost = one_engine(None, seed=1)
+def test_copies_of_a_trace_come_in_order_and_between_its_arrivals() -> None:
+    trace = [TraceRequest(0.0, 5, 1), TraceRequest(3.0, 7, 2)]
+    arrivals = [(request.arrival_seconds, request.prompt_tokens) for request in copies(trace, 3)]
+    assert arrivals == [(0.0, 5), (1.0, 5), (2.0, 5), (3.0, 7), (3.0, 7), (3.0, 7)]
+
+
+def test_a_run_in_virtual_time_counts_its_requests_and_its_own_costs() -> None:
+    cost = one_engine(None, seed=1, seconds=30.0)
     assert cost.requests > 30
     assert cost.engine_seconds > 0
     assert cost.controller_seconds > 0
     assert cost.peak_mebibytes > 10
+
+
+def test_a_cluster_keeps_the_time_of_agents_and_planner_apart() -> None:
+    trace = generate(5.0, seed=1)
+    controlled = cluster(trace, 1, 2, requests_each=2, policies=1)
+    assert controlled.requests == 2 * len(trace)
+    assert controlled.controller_seconds > 0
+    assert cluster(trace, 1, 2, requests_each=2, policies=0).controller_seconds == 0

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import statistics
+import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -64,7 +65,16 @@ def run(args: argparse.Namespace) -> int:
     except TraceError as error:
         console.print(f"flyball-sim bench: --data: {error}", style="red", markup=False)
         return 2
-    except (AssetsError, ClusterError, CommandFailedError, DemoError, FleetError, KubeError, OSError) as error:
+    except (
+        AssetsError,
+        ClusterError,
+        CommandFailedError,
+        DemoError,
+        FleetError,
+        KubeError,
+        OSError,
+        subprocess.CalledProcessError,
+    ) as error:
         console.print(f"flyball-sim bench: {error}", style="red", markup=False)
         return 1
     write(args.out / "bench.json", rows)
@@ -72,7 +82,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _simulator(args: argparse.Namespace, console: Console) -> list[Row]:
-    rows = simulator.measure(args.data, args.seed)
+    rows = []
+    for row in simulator.measure(args.data, args.seed):
+        console.print(f"{row.what.strip()}: {row.figure:.2f} {row.unit}")
+        rows.append(row)
     show(console, f"the simulator in virtual time, seed {args.seed}", rows)
     return rows
 

@@ -213,7 +213,3 @@ def thin_to_rate(
             raise ValueError(f"the {name} is {value}: give a number above 0")
     keep = min(1.0, requests_per_second * duration_seconds / max(1, len(trace)))
     return thin(trace, keep, seed=seed)
-
-
-# The name that the bench still calls it by.
-read_azure_csv = read_trace
