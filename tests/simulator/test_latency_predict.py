@@ -14,7 +14,7 @@ from flyball_sim.gpu.types import GPU_TYPES, UnknownGpuTypeError
 from flyball_sim.latency.cases import COLUMNS, CasesError, gpu_named, predict_cases, read_cases
 from flyball_sim.latency.catalogue import shipped_catalogue
 from flyball_sim.latency.predict import CaseError, predict_closed_loop
-from flyball_sim.latency.steady import API_SECONDS, Bounds, Load, run_closed_loop
+from flyball_sim.latency.steady import API_SECONDS, Bounds, Load, life_seconds, run_closed_loop
 from flyball_sim.latency.steps import step_model
 
 H100 = GPU_TYPES["H100-SXM5"]
@@ -39,9 +39,10 @@ def machine_loop(model, load, seed):
     limits = EngineLimits(max_model_len=131_072, max_num_batched_tokens=2048)
     machine = Machine(model, limits, actuation_delays=False)
     rng = random.Random(seed)
-    coming = sorted(API_SECONDS * rng.uniform(0.5, 1.5) for _ in range(concurrency))
+    spread = life_seconds(model, load, Bounds(2048, 256, None, 0.0)) / concurrency
+    coming = sorted(spread * client + API_SECONDS * rng.uniform(0.5, 1.5) for client in range(concurrency))
     times, joules, began = [], 0.0, 0.0
-    while len(times) < 4 * concurrency:
+    while len(times) < 5 * concurrency:
         due = machine.next_event_seconds()
         if coming and (due is None or coming[0] <= due):
             at = heapq.heappop(coming)
@@ -50,11 +51,11 @@ def machine_loop(model, load, seed):
         machine.advance(max(due, machine.now_seconds + 1e-6))
         for timing in machine.take_finished():
             times.append((timing.finished_seconds - timing.first_token_seconds) / (timing.output_tokens - 1))
-            if len(times) == concurrency:
+            if len(times) == 2 * concurrency:
                 joules, began = machine.energy_joules, machine.now_seconds
             heapq.heappush(coming, timing.finished_seconds + API_SECONDS * rng.uniform(0.5, 1.5))
     watts = (machine.energy_joules - joules) / (machine.now_seconds - began) / model.gpus
-    return sum(times[concurrency:]) / len(times[concurrency:]), watts
+    return sum(times[2 * concurrency :]) / len(times[2 * concurrency :]), watts
 
 
 @pytest.mark.parametrize(

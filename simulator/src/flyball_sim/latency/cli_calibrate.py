@@ -50,6 +50,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     metrics.add_argument("--every", type=float, default=15.0, help="its scrape interval in seconds (default: 15)")
     metrics.add_argument("--kv-tokens", type=float, help="tokens the KV cache holds, where the metrics do not say so")
     kernels = sources.add_parser("aiconfigurator", help="the measured kernels of NVIDIA's aiconfigurator package")
+    host = sources.add_parser("host", help="what a server adds to its kernels, from ML.ENERGY's runs; prints it only")
+    host.add_argument("--data", type=Path, required=True, metavar="DIR", help="directory of measured data")
     for source in (steps, metrics, kernels):
         source.add_argument("--gpu", required=True, help="GPU type, e.g. H100-SXM5")
         source.add_argument("--model", required=True, help="a known model, or a new name with --config")
@@ -61,6 +63,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fit and write: 0 done, 2 the input is wrong."""
+    if args.source == "host":
+        return _host(args.data)
     try:
         gpu, card, dtype = gpu_named(args.gpu), _card(args.model, args.config), precision(args.dtype)
         if args.tp < 1 or card.heads % args.tp:
@@ -76,6 +80,22 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{card.name} {dtype} on {args.tp} x {gpu.name}: mean error {row.fit_percent:.1f} %, "
         f"worst {row.fit_worst_percent:.1f} %, {row.provenance}; written to {args.out}"
+    )
+    return 0
+
+
+def _host(data: Path) -> int:
+    from flyball_sim.latency.hostfit import FILE, fit_host  # noqa: PLC0415  # it loads numpy and scipy
+
+    try:
+        fit = fit_host((data / FILE).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        print(f"flyball-sim calibrate: --data {data}: {FILE}: {reason}", file=sys.stderr)
+        return 2
+    print(
+        f"{fit.runs} runs: {fit.step_milliseconds:.3f} ms a step and {fit.entry_nanoseconds:.2f} ns for each sequence "
+        f"and entry of the vocabulary; mean error {fit.mean_error_percent:.1f} %, worst {fit.worst_error_percent:.1f} %"
     )
     return 0
 

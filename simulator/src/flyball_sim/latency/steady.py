@@ -2,8 +2,8 @@
 
 Scheduling is vLLM's, as in `engine.core`, for requests that all have the same lengths: those that move in lockstep
 are one group, and decode steps between events are added up in closed form. So a run costs a few hundred steps
-however long the answers are. Requests that finish together are sent anew together, but for the client's and the
-server's jitter; that they stay close, and so prefill together, lengthens the time per output token of the others.
+however long the answers are. The clients begin spread evenly over the life of a request, as lengths and arrivals
+that vary spread them in time, so that each request meets the prefill of every other one once while it decodes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ API_SECONDS = 15.6e-3
 """From the end of one request to the scheduling of the client's next: BLIS's fit to vLLM's API server."""
 _JITTER = (0.5, 1.5)
 _LONGEST_SEGMENT = 256
-_WARM_UP = 1
+_WARM_UP = 2
 _MEASURED = 3
 
 
@@ -102,8 +102,10 @@ class _Loop:
         self.tokens = self.finished = 0
         self.tpot = self.ttft = self.joules = self.clock_time = self.decode_time = self.capped = 0.0
 
-    def send(self) -> None:
-        heapq.heappush(self.coming, self.now + API_SECONDS * self.random.uniform(*_JITTER))
+    def send(self, after_seconds: float = 0.0) -> None:
+        """The next request of a client, so long after it could be sent."""
+        api_seconds = API_SECONDS * self.random.uniform(*_JITTER)
+        heapq.heappush(self.coming, self.now + after_seconds + api_seconds)
 
     def account(self, cost: StepCost, steps: int) -> None:
         """Run `steps` steps that cost `cost` on average."""
@@ -208,11 +210,21 @@ def mean_of(states: Sequence[SteadyState]) -> SteadyState:
     return replace(means, joules_per_token=joules / means.tokens_per_second)
 
 
+def life_seconds(model: StepModel, load: Load, bounds: Bounds) -> float:
+    """About how long a request takes, so that clients can begin spread over it."""
+    decodes = min(load.concurrency, bounds.max_num_seqs)
+    step = model.cost(decodes, decodes * (load.isl + load.osl // 2), [])
+    prompt = model.cost(0, 0, [(0, load.isl)])
+    seconds = load.osl * sum(step[:3]) + decodes * sum(prompt[:3])
+    return seconds * load.concurrency / decodes
+
+
 def run_closed_loop(model: StepModel, load: Load, bounds: Bounds, *, seed: int = 0) -> SteadyState:
     """Run the loop until it is steady, then measure three requests of each client."""
     loop = _Loop(model, load, bounds, seed)
-    for _ in range(load.concurrency):
-        loop.send()
+    life = life_seconds(model, load, bounds)
+    for client in range(load.concurrency):
+        loop.send(life * client / load.concurrency)
     loop.run(_WARM_UP * load.concurrency)
     loop.reset()
     loop.run(_MEASURED * load.concurrency)
