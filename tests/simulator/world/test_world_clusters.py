@@ -73,6 +73,12 @@ ENGINE = "engines: [{name: llm, model: llama-3.1-8b}]"
 NODE = "nodes: [{name: node, gpu: H100-SXM5, gpus: 2}]"
 
 
+MISMATCHED = """
+engines: [{name: a, model: llama-3.1-8b, role: prefill}, {name: b, model: qwen3-8b, role: decode}]
+pools: [{name: p, prefill: [a], decode: [b]}]
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -89,7 +95,14 @@ NODE = "nodes: [{name: node, gpu: H100-SXM5, gpus: 2}]"
         (f"{NODE}\nengines: [{{name: a, model: m, role: decode}}]", "role decode and is in no pool"),
         (f"{NODE}\n{ENGINE}\npools: [{{name: p, prefill: [x], decode: [llm]}}]", "prefill names 'x', which is no eng"),
         (f"{NODE}\n{ENGINE}\npools: [{{name: p, prefill: [llm], decode: [llm]}}]", "whose role is unified: give the"),
+        (
+            f"{NODE}\n{MISMATCHED}",
+            r"pool 'p': 'a' runs llama-3.1-8b \(bf16\) and 'b' qwen3-8b \(bf16\): give all its engines one model",
+        ),
+        (f"{NODE}\nengines: [{{name: a, model: m, weight: .inf}}]", "weight is inf: input should be a finite number"),
         ("nodes: [", "cluster.yaml is not YAML"),
+        ("[" * 3000, "cluster.yaml is not YAML"),
+        ("a: 0x_", "cluster.yaml is not YAML"),
         ("- 3", "holds no mapping"),
     ],
 )

@@ -120,6 +120,13 @@ def test_a_trace_out_of_order_is_refused():
         run_plain(requests=[TraceRequest(5.0, 10, 10), TraceRequest(4.0, 10, 10)])
 
 
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["sample_seconds", "end_seconds"])
+def test_times_that_are_none_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is .*: give a number above 0"):
+        plain(**{name: value})
+
+
 PROGRAM = """
 import sys
 sys.path.insert(0, {parts!r})

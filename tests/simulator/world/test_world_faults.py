@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 from world_parts import plain, policy, run_plain, steady
 
 from flyball_sim.load.traces import TraceRequest
+from flyball_sim.world.apiserver import ApiServer
 from flyball_sim.world.cluster import uniform_cluster
+from flyball_sim.world.delays import Delays
+from flyball_sim.world.events import EventQueue
 from flyball_sim.world.faults import (
     AgentGone,
     ApiGone,
@@ -166,6 +169,40 @@ def test_with_the_api_server_gone_nodes_go_on_as_they_are():
     assert result.breaches == ()
 
 
+def test_faults_that_overlap_last_until_the_last_of_them_ends():
+    seen = clocks(run_with(["agent-gone:node=node-0,at=10,for=10", "agent-gone:node=node-0,at=15,for=20"]))
+    assert {seen[second] for second in range(15, 34)} == {TOP_MHZ}
+    assert seen[40] == 1200
+    silent = ["stale-metrics:at=10,for=30,engine=llm-0", "stale-metrics:at=12,for=2,engine=llm-0"]
+    seen = clocks(run_with(silent))
+    assert {seen[second] for second in range(18, 39)} == {TOP_MHZ}
+
+
+def test_an_operator_that_is_gone_stays_gone_while_the_api_server_comes_back():
+    result = run_with(["operator-gone:at=10,for=60", "api-gone:at=12,for=15", "budget:at=30,watts=1200"], end=100)
+    seen = caps(result)
+    assert seen[69] == 2000.0
+    assert seen[99] == 1200.0
+    assert result.breaches == ()
+
+
+def test_late_news_never_overtakes_newer_news():
+    queue = EventQueue()
+    api = ApiServer(queue, Delays(), seed=1)
+    watch = api.watch("agent")
+    watch.extra_seconds = 5.0
+    seen = []
+    api.follow_policies(watch, lambda raw: seen.append((raw["metadata"]["generation"], queue.now)))
+    document = {"metadata": {"name": "p", "finalizers": []}, "spec": {}}
+    queue.at(58.0, api.put_policy, document)
+    queue.at(62.0, api.put_policy, document)
+    queue.run(62.5, lambda: True)
+    api.gone_until = 68.0
+    queue.run(100.0, lambda: True)
+    assert [generation for generation, _ in seen] == [1, 2]
+    assert min(at for _, at in seen) >= 68.0
+
+
 # -- the promise -----------------------------------------------------------------------------------------------
 
 moments = st.floats(0.0, 50.0)
@@ -242,6 +279,8 @@ def test_a_fault_is_written_as_it_is_read(fault):
         ("agent-gone:node=n0,at=1,for=1,how=dead", "give hung or killed"),
         ("gpu-lost:node=n0,gpu=one,at=1", "give a whole number"),
         ("budget:1200", "is no name=value"),
+        ("budget:at=1,watts=1_000", "watts is '1_000': give a whole number"),
+        ("agent-gone:node=a,node=b,at=1,for=1", "node is given twice: give it once"),
     ],
 )
 def test_a_fault_that_is_none_is_refused_with_the_mend(text, mend):

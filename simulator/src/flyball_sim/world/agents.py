@@ -131,6 +131,8 @@ class VirtualAgent:
     def start(self) -> None:
         """The process starts."""
         self._life += 1
+        self._watch.open = False
+        self._hung = False
         self._begin()
         site, control = self._site, self.control
         site.actuator.hello()

@@ -7,6 +7,7 @@ into; the spec of every plan the operator writes goes through JSON and back, whe
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,6 +34,7 @@ class Watch:
         delays: ranges.
         link: draws.
         order: of arrival.
+        news: (what takes it, an object), the oldest first: none overtakes another, however late it gets.
         open: False once the watcher is gone.
         extra_seconds: on top of every delay from now on (a slow watch).
     """
@@ -40,6 +42,7 @@ class Watch:
     delays: Delays
     link: Link
     order: InOrder = field(default_factory=InOrder)
+    news: deque[tuple[Callable[[Any], None], Any]] = field(default_factory=deque)
     open: bool = True
     extra_seconds: float = 0.0
 
@@ -101,14 +104,17 @@ class ApiServer:
         for watch, deliver in watchers:
             if watch.open:
                 seconds = watch.link.draw(watch.delays.watch) + watch.extra_seconds
-                self._queue.at(watch.order.arrive(self._queue.now + seconds), self._deliver, watch, deliver, news)
+                watch.news.append((deliver, news))
+                self._queue.at(watch.order.arrive(self._queue.now + seconds), self._deliver, watch)
 
-    def _deliver(self, watch: Watch, deliver: Callable[[Any], None], news: Any) -> None:
+    def _deliver(self, watch: Watch) -> None:
+        """Hand out the oldest news of a watch."""
         if not watch.open:
             return
         if not self.answers:
-            self._queue.at(watch.order.arrive(self.gone_until), self._deliver, watch, deliver, news)
+            self._queue.at(self.gone_until, self._deliver, watch)
             return
+        deliver, news = watch.news.popleft()
         deliver(news)
 
     # -- policies ------------------------------------------------------------------------------------------

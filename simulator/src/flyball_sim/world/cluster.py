@@ -23,7 +23,7 @@ class ClusterError(ValueError):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class NodeSpec(_Part):
@@ -154,6 +154,7 @@ class ClusterSpec(_Part):
         roles: dict[str, Role] = {engine.name: engine.role for engine in self.engines}
         pooled: dict[str, str] = {}
         for pool in self.pools:
+            self._check_models(pool)
             for role, members in (("prefill", pool.prefill), ("decode", pool.decode)):
                 for member in members:
                     self._check_member(pool.name, role, member, roles)
@@ -168,6 +169,16 @@ class ClusterSpec(_Part):
                     f"engine {name!r} has the role {role} and is in no pool: name it in one, or make it unified"
                 )
         return self
+
+    def _check_models(self, pool: PoolSpec) -> None:
+        """Keys and values of one model mean nothing to another."""
+        members = [engine for engine in self.engines if engine.name in (*pool.prefill, *pool.decode)]
+        for engine in members[1:]:
+            if (engine.model, engine.dtype) != (members[0].model, members[0].dtype):
+                raise ValueError(
+                    f"pool {pool.name!r}: {members[0].name!r} runs {members[0].model} ({members[0].dtype}) and "
+                    f"{engine.name!r} {engine.model} ({engine.dtype}): give all its engines one model and dtype"
+                )
 
     @staticmethod
     def _check_member(pool: str, role: str, member: str, roles: Mapping[str, Role]) -> None:
@@ -231,7 +242,7 @@ def parse_cluster(text: str, source: str = "cluster.yaml") -> ClusterSpec:
     """
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ClusterError(f"{source} is not YAML: {' '.join(str(error).split())}: mend that line") from error
     if not isinstance(document, dict):
         raise ClusterError(f"{source} holds no mapping: write nodes: and engines:, as docs/virtual-time.md shows")

@@ -144,6 +144,8 @@ def parse_fault(text: str) -> Fault:
         name, equals, value = piece.partition("=")
         if not equals:
             raise FaultError(f"fault {text!r}: {piece!r} is no name=value: write {_example(kind)}")
+        if name.strip() in values:
+            raise FaultError(f"fault {text!r}: {name.strip()} is given twice: give it once")
         values[name.strip()] = value.strip()
     return _fault(kind.strip(), values, f"fault {text!r}")
 
@@ -156,7 +158,7 @@ def read_faults(path: Path) -> tuple[Fault, ...]:
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise FaultError(f"{path}: {' '.join(str(error).split())}: give a YAML list of faults") from error
     if not isinstance(document, list):
         raise FaultError(f"{path} holds no list: write one fault a line, such as - {_example('agent-gone')}")
@@ -203,7 +205,7 @@ def _value(hint: Any, text: str, where: str) -> Any:
     if hint is str:
         return text
     try:
-        number = hint(text)
+        number = hint(text.replace("_", "?"))
     except ValueError:
         raise FaultError(f"{where} is {text!r}: give a {'whole ' if hint is int else ''}number") from None
     if not 0 <= number < float("inf"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import singledispatchmethod
 from typing import Any
@@ -74,6 +75,8 @@ class Injector:
         self._serving = serving
         self._silence = silence
         self._freeze = freeze
+        self._held_down: Counter[tuple[str, ...]] = Counter()
+        self._slowed: dict[str, list[float]] = {}
 
     def schedule(self, faults: Sequence[Fault]) -> None:
         """Have them happen.
@@ -83,6 +86,30 @@ class Injector:
         """
         for fault in faults:
             self._schedule(fault)
+
+    def _hold_down(
+        self,
+        what: tuple[str, ...],
+        from_seconds: float,
+        until_seconds: float,
+        *,
+        down: Callable[[], None],
+        up: Callable[[], None],
+    ) -> None:
+        """Something is down between two times; where faults overlap, until the last of them ends."""
+        self._queue.at(from_seconds, self._count_down, what, 1, down)
+        self._queue.at(until_seconds, self._count_down, what, -1, up)
+
+    def _count_down(self, what: tuple[str, ...], change: int, act: Callable[[], None]) -> None:
+        before = self._held_down[what]
+        self._held_down[what] = before + change
+        if (before == 0) != (before + change == 0):
+            act()
+
+    def _stop_leader(self, from_seconds: float, until_seconds: float) -> None:
+        if self._leader is not None:
+            leader = self._leader
+            self._hold_down(("operator",), from_seconds, until_seconds, down=leader.kill, up=leader.start)
 
     @singledispatchmethod
     def _schedule(self, fault: Any) -> None:
@@ -94,22 +121,19 @@ class Injector:
         agent = self._agents.get(fault.node)
         if agent is not None:
             begin, end = (agent.hang, agent.go_on) if fault.how == "hung" else (agent.kill, agent.start)
-            self._queue.at(fault.at_seconds, begin)
-            self._queue.at(fault.at_seconds + fault.for_seconds, end)
+            until = fault.at_seconds + fault.for_seconds
+            self._hold_down(("agent", fault.node, fault.how), fault.at_seconds, until, down=begin, up=end)
 
     @_schedule.register
     def _(self, fault: OperatorGone) -> None:
-        if self._leader is not None:
-            self._queue.at(fault.at_seconds, self._leader.kill)
-            self._queue.at(fault.at_seconds + fault.for_seconds, self._leader.start)
+        self._stop_leader(fault.at_seconds, fault.at_seconds + fault.for_seconds)
 
     @_schedule.register
     def _(self, fault: ApiGone) -> None:
         end = fault.at_seconds + fault.for_seconds
         self._queue.at(fault.at_seconds, self._take_api_away, end)
-        if self._leader is not None and fault.for_seconds > RENEW_DEADLINE_SECONDS:
-            self._queue.at(fault.at_seconds + RENEW_DEADLINE_SECONDS, self._leader.kill)
-            self._queue.at(end, self._leader.start)
+        if fault.for_seconds > RENEW_DEADLINE_SECONDS:
+            self._stop_leader(fault.at_seconds + RENEW_DEADLINE_SECONDS, end)
 
     def _take_api_away(self, until_seconds: float) -> None:
         self._api.gone_until = max(self._api.gone_until, until_seconds)
@@ -145,10 +169,15 @@ class Injector:
         if fault.node:
             self._check_node(fault, fault.node)
         for name in [fault.node] if fault.node else list(self._agents):
-            agent = self._agents.get(name)
-            if agent is not None:
-                self._queue.at(fault.at_seconds, agent.delay_watch, fault.delay_seconds)
-                self._queue.at(fault.at_seconds + fault.for_seconds, agent.delay_watch, 0.0)
+            if name in self._agents:
+                self._queue.at(fault.at_seconds, self._slow, name, fault.delay_seconds, True)
+                self._queue.at(fault.at_seconds + fault.for_seconds, self._slow, name, fault.delay_seconds, False)
+
+    def _slow(self, node: str, delay_seconds: float, begins: bool) -> None:
+        """The longest of the delays in force counts."""
+        held = self._slowed.setdefault(node, [])
+        (held.append if begins else held.remove)(delay_seconds)
+        self._agents[node].delay_watch(max(held, default=0.0))
 
     @_schedule.register
     def _(self, fault: BudgetCut) -> None:

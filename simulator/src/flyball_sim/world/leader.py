@@ -96,6 +96,7 @@ class Leader:
     def start(self) -> None:
         """The process starts: it lists everything, waits for the Lease, leads."""
         self._life += 1
+        self._watch.open = False
         self._begin()
         self._store.connect(
             Sources(

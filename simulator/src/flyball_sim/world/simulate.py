@@ -102,8 +102,8 @@ class Simulation:
         progress: Callable[[float], None] | None = None,
     ) -> None:
         for name, value in (("sample_seconds", sample_seconds), ("end_seconds", end_seconds)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}: give more than 0")
+            if value is not None and not 0 < value < FOREVER:
+                raise ValueError(f"{name} is {value}: give a number above 0")
         self._seed = seed
         self._end = end_seconds
         self._layout = lay_out(cluster, draw, catalogue)
@@ -243,11 +243,13 @@ class Simulation:
         return machine.page()
 
     def _silence(self, engine: str, until_seconds: float) -> None:
-        self._silent[engine] = until_seconds
+        self._silent[engine] = max(until_seconds, self._silent.get(engine, until_seconds))
 
     def _freeze(self, engine: str, until_seconds: float) -> None:
-        self._frozen.pop(engine, None)
-        self._frozen_until[engine] = until_seconds
+        before = self._frozen_until.get(engine, -FOREVER)
+        if before <= self._queue.now:
+            self._frozen.pop(engine, None)
+        self._frozen_until[engine] = max(until_seconds, before)
 
     # -- running -------------------------------------------------------------------------------------------
 
