@@ -172,7 +172,16 @@ def quick_scoreboard() -> float:
     """
     with TemporaryDirectory(prefix="flyball-bench-") as directory:
         began = time.monotonic()
-        command = [sys.executable, "-m", "flyball_sim.cli", "scoreboard", "--quick", "--json", "--out", directory]
+        command = [
+            sys.executable,
+            "-m",
+            "flyball_sim.cli",
+            "scoreboard",
+            "--quick",
+            "--json",
+            "--out",
+            f"{directory}/cells",
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return time.monotonic() - began
 

@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(table.json_lines(rows))
     else:
-        print(table.markdown(rows), "", table.sources(rows), "", table.summary(rows), sep="\n")
+        print(plan.report(rows))
     return 1 if any(row.fails for row in rows) else 0
