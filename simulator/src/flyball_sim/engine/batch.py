@@ -15,7 +15,10 @@ class Sequence:
     """A request in the engine.
 
     Attributes:
-        request: what was asked for.
+        name: the request's id.
+        prompt: tokens of the prompt.
+        output: tokens of the answer.
+        cached: tokens of the prompt that need not be computed.
         arrival: when it came; all times are the engine's seconds.
         scheduled: when it was first admitted.
         first_token: when it got its first token.
@@ -27,11 +30,12 @@ class Sequence:
     """
 
     __slots__ = (
-        "arrival", "computed", "finish", "first_token", "generated", "last_token", "request", "reserved", "scheduled",
+        "arrival", "cached", "computed", "finish", "first_token", "generated", "last_token", "name", "output", "prompt",
+        "reserved", "scheduled",
     )  # fmt: skip
 
     def __init__(self, request: EngineRequest, arrival: float) -> None:
-        self.request = request
+        self.name, self.prompt, self.output, self.cached = request
         self.arrival = arrival
         self.scheduled = NOT_SCHEDULED
         self.first_token = 0.0
@@ -51,6 +55,7 @@ class Batch:
         number: decode steps so far.
         partial: the one sequence whose prompt is computed in part.
         chosen: (sequence, tokens) of those that compute prompt tokens in the step chosen last.
+        chosen_tokens: of those.
         spans: (tokens before, tokens in the step) of those that are more than one token.
         fresh: how many of them are one token on top of a cached prompt, which costs what a decode costs.
         fresh_held: tokens in the cache of those.
@@ -59,6 +64,11 @@ class Batch:
         stalled_since: when decodes got their last token, after steps without them.
         preemptions: so far.
     """
+
+    __slots__ = (
+        "_joins", "chosen", "chosen_tokens", "decodes", "finishes", "fresh", "fresh_held", "held", "kv", "limits",
+        "number", "partial", "preemptions", "running", "sequences", "spans", "stalled_since", "waiting", "with_decodes",
+    )  # fmt: skip
 
     def __init__(self, limits: EngineLimits, kv_blocks: int) -> None:
         self.limits = limits
@@ -70,7 +80,7 @@ class Batch:
         self.partial: Sequence | None = None
         self.chosen: list[tuple[Sequence, int]] = []
         self.spans: list[tuple[int, int]] = []
-        self.fresh = self.fresh_held = 0
+        self.chosen_tokens = self.fresh = self.fresh_held = 0
         self.with_decodes = True
         self.stalled_since: float | None = None
         self.preemptions = 0
@@ -124,18 +134,15 @@ class Batch:
         return finishes[0][0] - self.number
 
     def steps_with_room(self, steps: int, now: float) -> int:
-        """How many of these decode steps fit the KV cache, at least 1: for that one the youngest make way."""
-        kv, batch = self.kv, self.decodes
-        if ((self.held + (steps + 15) * batch) >> 4) + kv.reserved <= kv.capacity:
-            return steps
+        """How many of these decode steps fit the KV cache exactly, at least 1: for that one the youngest make way."""
         self._make_room(now)
-        return kv.steps_that_fit(self.number, min(steps, self.steps_to_next_finish()))
+        return self.kv.steps_that_fit(self.number, min(steps, self.steps_to_next_finish()))
 
     def choose(self, now: float) -> bool:
         """Choose who computes prompt tokens in the step that begins now; whether there is anybody."""
         chosen: list[tuple[Sequence, int]] = []
         self.chosen, self.spans = chosen, []
-        self.fresh = self.fresh_held = 0
+        self.chosen_tokens = self.fresh = self.fresh_held = 0
         kv, decodes, limits = self.kv, self.decodes, self.limits
         if decodes and ((self.held + 16 * decodes) >> 4) + kv.reserved > kv.capacity and self._make_room(now):
             return False
@@ -146,8 +153,7 @@ class Batch:
         waiting, running = self.waiting, self.running
         while waiting and budget > 0 and len(running) < limits.max_num_seqs:
             sequence = waiting[0]
-            request = sequence.request
-            total = request.prompt_tokens + sequence.generated
+            total = sequence.prompt + sequence.generated
             # All of it must fit, or long prompts would be admitted only to be preempted half-way.
             need = (total + 15) >> 4
             if ((self.held + 16 * decodes) >> 4) + kv.reserved + need > kv.capacity and (
@@ -156,11 +162,11 @@ class Batch:
                 break
             if not sequence.generated:
                 # The last token of a prompt is computed even where all are cached: it gives the first token.
-                sequence.computed = min(request.cached_tokens, request.prompt_tokens - 1)
+                sequence.computed = min(sequence.cached, sequence.prompt - 1)
             if not chunked and chosen and not self._goes_with_chosen(sequence, budget):
                 break
             waiting.popleft()
-            running[request.request_id] = sequence
+            running[sequence.name] = sequence
             sequence.reserved = need
             kv.reserved += need
             if sequence.scheduled == NOT_SCHEDULED:
@@ -174,7 +180,7 @@ class Batch:
         number = self.number
         self.decodes += 1
         self.held += sequence.computed
-        sequence.finish = finish = number + sequence.request.output_tokens - sequence.generated
+        sequence.finish = finish = number + sequence.output - sequence.generated
         sequence.computed -= number
         sequence.generated -= number
         sequence.last_token = now
@@ -202,15 +208,9 @@ class Batch:
         if sequence is self.partial:
             self.partial = None
 
-    def forget(self, sequence: Sequence) -> None:
-        """A sequence that has left is answered."""
-        name = sequence.request.request_id
-        del self.running[name]
-        del self.sequences[name]
-
     def cancel(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is; the step under way goes on without it."""
-        name = sequence.request.request_id
+        name = sequence.name
         del self.sequences[name]
         if self.running.pop(name, None) is None:
             self.waiting.remove(sequence)
@@ -220,9 +220,10 @@ class Batch:
 
     def _take(self, sequence: Sequence, budget: int) -> int:
         computed = sequence.computed
-        left = sequence.request.prompt_tokens + sequence.generated - computed
+        left = sequence.prompt + sequence.generated - computed
         tokens = min(left, budget)
         self.chosen.append((sequence, tokens))
+        self.chosen_tokens += tokens
         if tokens == 1 and computed:
             self.fresh += 1
             self.fresh_held += computed
@@ -232,7 +233,7 @@ class Batch:
 
     def _goes_with_chosen(self, sequence: Sequence, budget: int) -> bool:
         """Without chunks a step holds whole prompts or decodes, not both."""
-        left = sequence.request.prompt_tokens + sequence.generated - sequence.computed
+        left = sequence.prompt + sequence.generated - sequence.computed
         if left == 1 and sequence.computed:
             return not self.spans
         return bool(self.spans) and left <= budget

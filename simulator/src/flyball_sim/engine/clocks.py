@@ -51,6 +51,7 @@ class ClockTable:
         self._gpu_type = gpu_type
         self._reference_mhz = reference_mhz
         self._clocks: dict[float, Clock] = {}
+        self._grid: list[Clock] = []
 
     def at(self, sm_mhz: float) -> Clock:
         """The clock; one outside the card's range counts as the nearest, for no kernel ever runs at another."""
@@ -61,6 +62,12 @@ class ClockTable:
             clock = self._clocks.get(supported) or Clock(kind, supported, self._reference_mhz)
             self._clocks[sm_mhz] = self._clocks[supported] = clock
         return clock
+
+    def grid(self) -> list[Clock]:
+        """All supported clocks, lowest first."""
+        if not self._grid:
+            self._grid = [self.at(sm_mhz) for sm_mhz in self._gpu_type.supported_sm_mhz()]
+        return self._grid
 
 
 @lru_cache(maxsize=1024)

@@ -25,7 +25,7 @@ from heapq import heappop
 from flyball_sim.engine.batch import Batch
 from flyball_sim.engine.batch import Sequence as Running
 from flyball_sim.engine.models import StepModel
-from flyball_sim.engine.power import GroupPower
+from flyball_sim.engine.power import GroupPower, Pace
 from flyball_sim.engine.requests import (
     EngineLimits,
     EngineRefusalError,
@@ -66,6 +66,12 @@ class EngineCore:
         ready_seconds: no step begins before.
     """
 
+    __slots__ = (
+        "_batch", "_begin", "_due", "_duration", "_end", "_first", "_growth", "_kind", "_left", "_line", "_now",
+        "_pace", "_ready", "_step_began", "_step_tokens", "_steps", "_table", "_work", "counts", "events", "finished", "model",
+        "power",
+    )  # fmt: skip
+
     def __init__(
         self,
         model: StepModel,
@@ -92,6 +98,7 @@ class EngineCore:
         self._begin = start_seconds
         self._end = self._due = _NEVER
         self._line, self._steps, self._first, self._growth = NO_LINE, 0, 0.0, 0.0
+        self._pace: Pace | None = None  # of the line, where it runs at the wanted clock
         self._work, self._left, self._duration = NO_WORK, 0.0, 0.0
         self._step_began, self._step_tokens = 0.0, 0
 
@@ -147,7 +154,7 @@ class EngineCore:
         """With a step under way, host part included, up to now."""
         self.sync()
         under_way = self._now - self._begin if self._kind != _IDLE else 0.0
-        return sum(sums.step_seconds for sums in self.power.book.clocks.values()) + under_way
+        return sum(sums.step_seconds for sums in self.power.close_book().clocks.values()) + under_way
 
     def generated(self, request_id: str) -> int | None:
         """Output tokens of a request so far; None if it is not here."""
@@ -187,7 +194,8 @@ class EngineCore:
                 self._resume()
             elif self._kind == _LINE:
                 self._commit(self._steps, end)
-                self._complete(end)
+                if self._batch.finishes[0][0] <= self._batch.number:
+                    self._complete(end)
                 self._open()
             else:
                 self._finish_step(end)
@@ -280,7 +288,7 @@ class EngineCore:
             self._work = self._table.step(decodes + batch.fresh, held + batch.fresh_held, batch.spans)
             self._left = 1.0
             self._step_began = self._begin
-            self._step_tokens = decodes + sum([tokens for _, tokens in batch.chosen])
+            self._step_tokens = decodes + batch.chosen_tokens
             self._launch()
         elif batch.decodes:
             self._open_line()
@@ -291,13 +299,34 @@ class EngineCore:
 
     def _open_line(self) -> None:
         batch, power, begin = self._batch, self.power, self._begin
-        steps = batch.steps_with_room(batch.steps_to_next_finish(), begin)
-        decodes, held = batch.decodes, batch.held
+        finish, _, sequence = batch.finishes[0]
+        steps = finish - batch.number if sequence.finish == finish else batch.steps_to_next_finish()
+        decodes, held, kv = batch.decodes, batch.held, batch.kv
+        if ((held + (steps + 15) * decodes) >> 4) + kv.reserved > kv.capacity:
+            steps = batch.steps_with_room(steps, begin)
+            decodes, held = batch.decodes, batch.held
         line = self._table.line(decodes, held)
         if batch.stalled_since is not None:
             steps = 1
         elif held + steps * decodes > line.until_tokens:
             steps = max(1, math.ceil((line.until_tokens - held) / decodes))
+        pace = power.pace(line, decodes)
+        excess, growth = pace.excess, pace.excess_per_token
+        last = held + decodes * (steps - 1)
+        self._kind, self._line = _LINE, line
+        if begin < power.lag_until or excess + growth * held > 0.0 or excess + growth * last > 0.0:
+            self._open_limited_line(steps)
+            return
+        power.run_at_wanted()
+        self._pace = pace
+        self._first, self._growth, self._steps = pace.first, pace.growth, steps
+        seconds = steps * pace.first + pace.growth * (steps * held + decodes * (steps * (steps - 1) >> 1))
+        self._end = self._due = begin + seconds
+
+    def _open_limited_line(self, steps: int) -> None:
+        """Decode steps whose clock the cap may move."""
+        batch, power, begin, line = self._batch, self.power, self._begin, self._line
+        decodes, held = batch.decodes, batch.held
         piece_end = _NEVER
         if begin < power.lag_until:
             wanted = steps
@@ -308,12 +337,13 @@ class EngineCore:
         else:
             steps = power.settle_line(line, held, decodes, steps, power.held_watts)
         clock = power.clock
-        fixed, clocked = clock.fixed_factor, clock.clocked_factor
-        self._first = line[0] + line[1] * fixed + line[3] * clocked
-        self._growth = line[2] * fixed + line[4] * clocked
-        self._kind, self._line, self._steps = _LINE, line, steps
+        host, fixed, fixed_k, clocked, clocked_k, _, _, _, _, _ = line
+        self._pace = None
+        self._first = host + fixed * clock.fixed_factor + clocked * clock.clocked_factor
+        self._growth = fixed_k * clock.fixed_factor + clocked_k * clock.clocked_factor
+        self._steps = steps
         self._end = end = begin + self._line_seconds(steps)
-        self._due = piece_end if piece_end < end else end
+        self._due = min(piece_end, end)
 
     def _launch(self) -> None:
         """Run what is left of one step, at the clock it settles at."""
@@ -403,18 +433,23 @@ class EngineCore:
 
     def _commit(self, steps: int, now: float) -> None:
         """The next steps of the line are over."""
-        batch, line, counts = self._batch, self._line, self.counts
+        batch, counts = self._batch, self.counts
         decodes, held, first, growth = batch.decodes, batch.held, self._first, self._growth
         tokens = steps * decodes
         held_sum = steps * held + decodes * (steps * (steps - 1) >> 1)
         seconds = steps * first + growth * held_sum
-        self.power.account(
-            seconds,
-            seconds - steps * line[0],
-            steps * line[5] + line[6] * held_sum,
-            steps * line[7] + line[8] * held_sum,
-            now,
-        )
+        pace = self._pace
+        if pace is not None:
+            self.power.account_pace(pace, steps, held_sum, seconds, now)
+        else:
+            host, _, _, _, _, memory, memory_k, compute, compute_k, _ = self._line
+            self.power.account(
+                seconds,
+                seconds - steps * host,
+                steps * memory + memory_k * held_sum,
+                steps * compute + compute_k * held_sum,
+                now,
+            )
         counts.steps += steps
         counts.generation_tokens += tokens
         counts.step_tokens += tokens
@@ -450,27 +485,27 @@ class EngineCore:
         elif decodes and batch.stalled_since is None:
             batch.stalled_since = self._step_began
         for sequence, tokens in batch.chosen:
-            sequence.computed += tokens
-            if sequence.computed < sequence.request.prompt_tokens + sequence.generated:
+            sequence.computed = computed = sequence.computed + tokens
+            if computed < sequence.prompt + sequence.generated:
                 batch.partial = sequence
             else:
                 batch.unreserve(sequence)
                 self._token_after_prefill(sequence, now)
 
     def _token_after_prefill(self, sequence: Running, now: float) -> None:
-        request, counts = sequence.request, self.counts
+        counts = self.counts
         counts.generation_tokens += 1
         sequence.generated = number = sequence.generated + 1
         if number == 1:
             sequence.first_token = now
             counts.time_to_first.observe(now - sequence.arrival)
-            counts.prompt_tokens += request.prompt_tokens
-            counts.cached_tokens += request.cached_tokens
-            if self.events is not None and request.output_tokens > 1:
-                self.events.append(TokenEvent(request.request_id, now, 1, None))
+            counts.prompt_tokens += sequence.prompt
+            counts.cached_tokens += sequence.cached
+            if self.events is not None and sequence.output > 1:
+                self.events.append(TokenEvent(sequence.name, now, 1, None))
         else:  # it was preempted
             counts.inter_token.observe(now - sequence.last_token)
-        if number == request.output_tokens:
+        if number == sequence.output:
             self._finish(sequence, now)
         else:
             self._batch.join(sequence, now)
@@ -486,10 +521,10 @@ class EngineCore:
                 self._finish(sequence, now)
 
     def _finish(self, sequence: Running, now: float) -> None:
-        name, prompt, output, _ = sequence.request
-        arrival = sequence.arrival
-        self._batch.forget(sequence)
-        timing = RequestTiming(prompt, output, arrival, sequence.scheduled, sequence.first_token, now, name)
+        name, output, arrival = sequence.name, sequence.output, sequence.arrival
+        del self._batch.running[name]
+        del self._batch.sequences[name]
+        timing = RequestTiming(sequence.prompt, output, arrival, sequence.scheduled, sequence.first_token, now, name)
         self.finished.append(timing)
         self.counts.end_to_end.observe(now - arrival)
         if self.events is not None:

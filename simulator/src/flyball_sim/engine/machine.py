@@ -194,7 +194,7 @@ class Machine:
     def book(self) -> EnergyBook:
         """Sums by clock up to now."""
         self._core.account_now()
-        return self._core.power.book
+        return self._core.power.close_book()
 
     def page(self) -> EngineSample:
         """What a scrape of `/metrics` at `now_seconds` gives the agent."""

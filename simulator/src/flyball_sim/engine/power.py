@@ -17,6 +17,32 @@ LAG_PIECE_SECONDS = 0.01
 _SETTLED_WATTS = 0.5
 
 
+class Pace:
+    """Decode steps of one batch at the wanted clock, as straight lines in the tokens held, and how many there were.
+
+    A step takes ``first + growth * held`` seconds and a nominal card draws ``joules + joules_per_token * held`` in it
+    above waiting. It fits under the limit while ``excess + excess_per_token * held <= 0``.
+    """
+
+    __slots__ = (
+        "excess", "excess_per_token", "first", "growth", "held_sum", "host", "joules", "joules_per_token", "line",
+        "steps",
+    )  # fmt: skip
+
+    def __init__(self, line: WorkLine, clock: Clock, excess: tuple[float, float]) -> None:
+        host, fixed, fixed_k, clocked, clocked_k, memory, memory_k, compute, compute_k, _ = line
+        kernels = fixed * clock.fixed_factor + clocked * clock.clocked_factor
+        self.line = line
+        self.host = host
+        self.first = host + kernels
+        self.growth = growth = fixed_k * clock.fixed_factor + clocked_k * clock.clocked_factor
+        busy, bytes_watts, flops_watts = clock.busy_watts, clock.memory_watts, clock.compute_watts
+        self.joules = busy * kernels + bytes_watts * memory + flops_watts * compute
+        self.joules_per_token = busy * growth + bytes_watts * memory_k + flops_watts * compute_k
+        self.excess, self.excess_per_token = excess
+        self.steps = self.held_sum = 0  # done and not yet in the book
+
+
 class GroupPower:
     """What the cards of one engine are limited to, run at and use up.
 
@@ -29,6 +55,12 @@ class GroupPower:
         dies: one per card.
         start_seconds: now.
     """
+
+    __slots__ = (
+        "_guesses", "_idle_factor", "_idle_sum", "_kernels_until", "_lag_from", "_lag_since", "_lag_tau", "_paces",
+        "_power_factor", "_power_sum", "_sampled", "_sums", "_table", "above_joules", "book", "busy_seconds", "capped",
+        "clock", "dies", "gpu_type", "held_watts", "lag_until", "pieces", "waiting_joules", "wanted",
+    )  # fmt: skip
 
     def __init__(
         self, gpu_type: GpuType, reference_mhz: float, dies: Sequence[Die] = (NOMINAL_DIE,), start_seconds: float = 0.0
@@ -48,6 +80,7 @@ class GroupPower:
         self.lag_until = start_seconds
         """From this time on the limit in effect is the one set."""
         self._guesses = [0, 0]
+        self._paces: dict[int, Pace] = {}
         self.book = EnergyBook()
         self._sums = self.book.at(self.clock.sm_mhz)
         self.busy_seconds = 0.0
@@ -67,17 +100,23 @@ class GroupPower:
 
     def set_wanted(self, sm_mhz: float) -> None:
         """The clock where no cap binds, from now on."""
+        self._close_paces()
         self.wanted = self._table.at(sm_mhz)
+        self._choose_slowest()
 
     def set_cap(self, watts: float, now_seconds: float, tau_seconds: float = 0.0) -> None:
         """Limit every card to `watts`, reached with a first-order lag (0: at once)."""
+        self._close_paces()
         before = self.held_at(now_seconds)
         self.held_watts = held = watts * self.gpu_type.cap_held_share
         self._lag_from, self._lag_since, self._lag_tau = before, now_seconds, tau_seconds
         gap = abs(before - held)
         lags = tau_seconds > 0.0 and _SETTLED_WATTS < gap < math.inf
         self.lag_until = now_seconds + tau_seconds * math.log(gap / _SETTLED_WATTS) if lags else now_seconds
-        waiting = self.wanted.waiting_watts
+        self._choose_slowest()
+
+    def _choose_slowest(self) -> None:
+        waiting, held = self.wanted.waiting_watts, self.held_watts
         slowest = min(self.dies, key=lambda die: (held - die.idle_factor * waiting) / die.power_factor)
         self._idle_factor, self._power_factor = slowest.idle_factor, slowest.power_factor
 
@@ -97,10 +136,31 @@ class GroupPower:
     # -- clocks ----------------------------------------------------------------------------------------------
 
     def settle(self, work: Work, held_watts: float) -> None:
-        """Run at the highest clock at which a step fits under the cap, the wanted one at most."""
+        """Run at the highest clock at which a step fits under the limit, the wanted one at most."""
         wanted = self.wanted
-        self.capped = self._excess(work, wanted, held_watts) > 0.0
-        self._run_at(self._highest_that_fits(work, held_watts, 0) if self.capped else wanted)
+        if self._excess(work, wanted, held_watts) <= 0.0:
+            self.capped = False
+            if wanted is not self.clock:
+                self._run_at(wanted)
+        else:
+            self.capped = True
+            self._run_at(self._highest_that_fits(work, held_watts, 0))
+
+    def pace(self, line: WorkLine, decodes: int) -> Pace:
+        """The pace of decode steps of this batch at the wanted clock, under the limit once it does not lag."""
+        pace = self._paces.get(decodes)
+        if pace is None or pace.line is not line:
+            if pace is not None:
+                self._close(pace)
+            excess = self._line_excess(line, self.wanted, self.held_watts)
+            self._paces[decodes] = pace = Pace(line, self.wanted, excess)
+        return pace
+
+    def run_at_wanted(self) -> None:
+        """The step fits, as its pace says."""
+        self.capped = False
+        if self.wanted is not self.clock:
+            self._run_at(self.wanted)
 
     def settle_line(self, line: WorkLine, held: int, batch: int, steps: int, held_watts: float) -> int:
         """Run decode steps at the highest clock at which they fit; how many of `steps` it is good for, at least 1."""
@@ -153,35 +213,27 @@ class GroupPower:
 
         From where the last step of this kind settled outwards, for neighbours have neighbouring clocks.
         """
-        at, excess, gpu_type = self._table.at, self._excess, self.gpu_type
-        low, grid = gpu_type.sm_min_mhz, gpu_type.sm_step_mhz
-        fits, over = 0, math.ceil((self.wanted.sm_mhz - low) / grid)
-        reach, guess = 1, self._guesses[kind]
-        if 0 < guess < over:
-            if excess(work, at(low + guess * grid), held_watts) <= 0.0:
-                fits = guess
-                while fits + reach < over:
-                    if excess(work, at(low + (fits + reach) * grid), held_watts) > 0.0:
-                        over = fits + reach
-                        break
-                    fits += reach
-                    reach *= 2
-            else:
-                over = guess
-                while over - reach > fits:
-                    if excess(work, at(low + (over - reach) * grid), held_watts) <= 0.0:
-                        fits = over - reach
-                        break
-                    over -= reach
-                    reach *= 2
+        gpu_type, clocks = self.gpu_type, self._table.grid()
+        idle, power = self._idle_factor, self._power_factor
+        host, fixed, clocked, memory, compute = work
+        # clocks[fits] is the lowest or fits, clocks[over] does not.
+        fits, over = 0, math.ceil((self.wanted.sm_mhz - gpu_type.sm_min_mhz) / gpu_type.sm_step_mhz)
+        index, reach = self._guesses[kind], 1
         while over - fits > 1:
-            middle = (fits + over) // 2
-            if excess(work, at(low + middle * grid), held_watts) <= 0.0:
-                fits = middle
+            if not fits < index < over:
+                index = (fits + over) // 2
+            clock = clocks[index]
+            kernels = fixed * clock.fixed_factor + clocked * clock.clocked_factor
+            above = clock.busy_watts * kernels + clock.memory_watts * memory + clock.compute_watts * compute
+            if (idle * clock.waiting_watts - held_watts) * (host + kernels) + power * above <= 0.0:
+                fits = index
+                index += reach
             else:
-                over = middle
+                over = index
+                index -= reach
+            reach *= 2
         self._guesses[kind] = fits
-        return at(low + fits * grid)
+        return clocks[fits]
 
     def _run_at(self, clock: Clock) -> None:
         if clock is not self.clock:
@@ -211,6 +263,39 @@ class GroupPower:
         self._kernels_until = now_seconds
         if self.pieces is not None:
             self.pieces.append((now_seconds, self.waiting_joules, self.above_joules))
+
+    def account_pace(self, pace: Pace, steps: int, held_sum: int, seconds: float, now_seconds: float) -> None:
+        """Whole decode steps at the wanted clock that ended now; `held_sum` is the tokens they held, added up."""
+        pace.steps += steps
+        pace.held_sum += held_sum
+        self.busy_seconds += seconds - steps * pace.host
+        self.waiting_joules += self.clock.waiting_watts * seconds
+        self.above_joules += steps * pace.joules + held_sum * pace.joules_per_token
+        self._kernels_until = now_seconds
+        if self.pieces is not None:
+            self.pieces.append((now_seconds, self.waiting_joules, self.above_joules))
+
+    def close_book(self) -> EnergyBook:
+        """The book with all in it that is accounted for."""
+        for pace in self._paces.values():
+            self._close(pace)
+        return self.book
+
+    def _close_paces(self) -> None:
+        self.close_book()
+        self._paces.clear()
+
+    def _close(self, pace: Pace) -> None:
+        steps, held_sum = pace.steps, pace.held_sum
+        if steps:
+            clock, sums = self.wanted, self.book.at(self.wanted.sm_mhz)
+            host, _, _, _, _, memory, memory_k, compute, compute_k, _ = pace.line
+            seconds = steps * pace.first + pace.growth * held_sum
+            sums.step_seconds += seconds
+            sums.busy_seconds += seconds - steps * host
+            sums.memory_seconds += steps * memory + memory_k * held_sum
+            sums.compute_seconds += (steps * compute + compute_k * held_sum) * clock.compute_factor
+            pace.steps = pace.held_sum = 0
 
     def account_idle(self, since_seconds: float, now_seconds: float) -> None:
         """No step was under way from `since_seconds` to now; the cards go to the wanted clock."""
@@ -242,15 +327,16 @@ class GroupPower:
         """Of a nominal card at the present clock, waiting and above it: the mean over a step, or without one."""
         clock = self.clock
         if work is not None:
-            kernels = work.fixed * clock.fixed_factor + work.clocked * clock.clocked_factor
-            above = clock.busy_watts * kernels + clock.memory_watts * work.memory + clock.compute_watts * work.compute
-            return clock.waiting_watts, above / (work.host + kernels)
+            host, fixed, clocked, memory, compute = work
+            kernels = fixed * clock.fixed_factor + clocked * clock.clocked_factor
+            above = clock.busy_watts * kernels + clock.memory_watts * memory + clock.compute_watts * compute
+            return clock.waiting_watts, above / (host + kernels)
         lingers = now_seconds < self._kernels_until + self.gpu_type.linger_seconds
         return clock.waiting_watts, self.gpu_type.linger_watts if lingers else 0.0
 
     def take_load(self, now_seconds: float) -> LoadSample:
         """Mean use since this was last called, of what is accounted."""
-        sums = self.book.clocks.values()
+        sums = self.close_book().clocks.values()
         since, *before = self._sampled
         used = [
             sum(clock.memory_seconds for clock in sums),

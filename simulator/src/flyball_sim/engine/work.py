@@ -7,19 +7,12 @@ from typing import NamedTuple
 
 from flyball_sim.engine.models import StepModel
 
+Work = tuple[float, float, float, float, float]
+"""What a step asks of each card, seconds: host, fixed, clocked, memory, compute.
 
-class Work(NamedTuple):
-    """What a step asks of each card; all are seconds.
-
-    `host` is without kernels; `fixed` stretches with memory bandwidth only; `clocked` is at the reference clock.
-    `memory` is bytes over peak bandwidth, `compute` operations over the dense peak.
-    """
-
-    host: float
-    fixed: float
-    clocked: float
-    memory: float
-    compute: float
+`host` is without kernels; `fixed` stretches with memory bandwidth only; `clocked` is at the reference clock. `memory`
+is bytes over peak bandwidth, `compute` operations over the dense peak.
+"""
 
 
 class WorkLine(NamedTuple):
@@ -38,16 +31,17 @@ class WorkLine(NamedTuple):
 
     def at(self, held_tokens: int) -> Work:
         """The step that starts with this many tokens."""
-        return Work(
-            self.host,
-            self.fixed + self.fixed_per_token * held_tokens,
-            self.clocked + self.clocked_per_token * held_tokens,
-            self.memory + self.memory_per_token * held_tokens,
-            self.compute + self.compute_per_token * held_tokens,
+        host, fixed, fixed_k, clocked, clocked_k, memory, memory_k, compute, compute_k, _ = self
+        return (
+            host,
+            fixed + fixed_k * held_tokens,
+            clocked + clocked_k * held_tokens,
+            memory + memory_k * held_tokens,
+            compute + compute_k * held_tokens,
         )
 
 
-NO_WORK = Work(0.0, 0.0, 0.0, 0.0, 0.0)
+NO_WORK: Work = (0.0, 0.0, 0.0, 0.0, 0.0)
 NO_LINE = WorkLine(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -73,14 +67,8 @@ class WorkTable:
 
     def step(self, decodes: int, held_tokens: int, chunks: list[tuple[int, int]]) -> Work:
         """One step, as `StepModel.cost` has it."""
-        cost = self._model.cost(decodes, held_tokens, chunks)
-        return Work(
-            cost.host_seconds,
-            cost.fixed_seconds,
-            cost.clocked_seconds,
-            cost.memory_bytes / self._bandwidth,
-            cost.flops / self._flops,
-        )
+        host, fixed, clocked, memory, flops = self._model.cost(decodes, held_tokens, chunks)
+        return host, fixed, clocked, memory / self._bandwidth, flops / self._flops
 
     def _next_piece(self, decodes: int, held_tokens: int) -> WorkLine:
         pieces = self._lines.setdefault(decodes, [])
