@@ -27,7 +27,7 @@ class EventQueue:
     def at(self, seconds: float, act: Callable[..., None], *arguments: Any) -> None:
         """Call `act(*arguments)` at a time; at once, after what is due already, where that time is past."""
         self._count += 1
-        heapq.heappush(self._heap, (max(seconds, self.now), self._count, act, arguments))
+        heapq.heappush(self._heap, (seconds if seconds > self.now else self.now, self._count, act, arguments))
 
     def after(self, seconds: float, act: Callable[..., None], *arguments: Any) -> None:
         """Call `act(*arguments)` so many seconds from now."""

@@ -203,7 +203,7 @@ class Serving:
         now = self._queue.now
         if unit.alive:
             unit.machine.advance(now)
-            self._collect(unit)
+            self.collect(unit)
             unit.group.stop(now)
         if unit.ready:
             unit.ready = False
@@ -284,7 +284,7 @@ class Serving:
     def _hand(self, unit: Unit, number: int, request: EngineRequest) -> None:
         now, machine = self._queue.now, unit.machine
         machine.advance(now)
-        self._collect(unit)
+        self.collect(unit)
         self._book.send(number, unit.index)
         try:
             machine.submit(request, now)
@@ -316,14 +316,11 @@ class Serving:
             return
         unit.due = float("inf")
         unit.machine.advance(self._queue.now)
-        self._collect(unit)
+        self.collect(unit)
         self._watch(unit)
 
     def collect(self, unit: Unit) -> None:
         """The engine was brought up to the present: see what finished."""
-        self._collect(unit)
-
-    def _collect(self, unit: Unit) -> None:
         finished = unit.machine.take_finished()
         if not finished:
             return
