@@ -48,6 +48,7 @@ def question() -> Question:
         objectives=(of_policy(spec),),
         trace=Trace("trace.csv", tuple(TraceRequest(0.5 * index, 100, 40) for index in range(COUNT))),
         cluster=default_cluster(),
+        catalogue=None,
         view=ClusterView(
             assumed=True,
             summary="2 engines of llama-3.1-8b (bf16), each on 1 GPU of type H100-SXM5, on 1 node",

@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 
 from flyball_sim.admission.policies import check
-from flyball_sim.load.generators import open_trace
+from flyball_sim.latency.catalogue import Catalogue
+from flyball_sim.latency.modelfile import read_models_file
+from flyball_sim.load.generators import KINDS, open_trace
 from flyball_sim.load.traces import TraceRequest, scale, segment, thin_to_rate
 from flyball_sim.replay import objectives, policies, sizing
 from flyball_sim.replay.cli import DEFAULT_DRAWS, QUICK_DRAWS, QUICK_SECONDS
@@ -52,6 +54,7 @@ class Options:
     gpu: str | None
     dtype: str | None
     tp: int | None
+    models: Path | None
     engines: int | None
     router: str
     fault: Sequence[str]
@@ -78,8 +81,12 @@ def ask(options: Options) -> Question:
     judged = tuple(objectives.settle({policy.name: policy.spec for policy in found}, options.slo).values())
     make_router(options.router)
     trace = _trace(options)
-    cluster = read_cluster(options.cluster) if options.cluster is not None else _assumed(options, found, trace)
-    layout = lay_out(cluster)
+    catalogue = None if options.models is None else read_models_file(options.models)
+    if options.cluster is not None:
+        cluster = read_cluster(options.cluster)
+    else:
+        cluster = _assumed(options, found, trace, catalogue)
+    layout = lay_out(cluster, catalogue=catalogue)
     check_requests(layout, trace.requests)
     injected = [fault for text in options.fault for fault in _faults(text)]
     governed = owners(found, layout)
@@ -89,6 +96,7 @@ def ask(options: Options) -> Question:
         objectives=judged,
         trace=trace,
         cluster=cluster,
+        catalogue=catalogue,
         view=_view(cluster, layout, governed, len(found), assumed=options.cluster is None),
         owners=governed,
         seed=options.seed,
@@ -164,13 +172,13 @@ def _trace(options: Options) -> Trace:
             raise AskingError(f"--rate {options.rate:g} leaves none of {before} requests: give a higher rate")
         if len(requests) < before:
             words.append(f"thinned to {options.rate:g} a second")
-    is_file = Path(options.trace).exists()
+    is_file = options.trace.partition(":")[0] not in KINDS
     return Trace(Path(options.trace).name if is_file else options.trace, requests, ", ".join(words))
 
 
-def _assumed(options: Options, found: Sequence[ReplayPolicy], trace: Trace) -> ClusterSpec:
+def _assumed(options: Options, found: Sequence[ReplayPolicy], trace: Trace, catalogue: Catalogue | None) -> ClusterSpec:
     """As few engines as carry the trace, shared out over the policies, each with labels that its policy selects."""
-    model = sizing.choose(options.gpu, options.model, options.dtype, options.tp)
+    model = sizing.choose(options.gpu, options.model, options.dtype, gpus=options.tp, catalogue=catalogue)
     total = options.engines or sizing.engines_needed(trace.requests, model)
     return sizing.cluster(model, [(policy.name, policy.spec) for policy in found], total, options.dtype)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flyball_sim.latency.catalogue import Catalogue
 from flyball_sim.load.traces import TraceRequest
 from flyball_sim.replay.objectives import Objective
 from flyball_sim.replay.policies import ReplayPolicy
@@ -68,6 +69,7 @@ class Question:
 
     Attributes:
         cluster: what the world takes; `view` is for the reader.
+        catalogue: of models and their step times; None: the one that is shipped.
         owners: index of the policy that governs each engine, by the engine's name.
         faults: as written; `injected` is what the world takes.
         end_seconds: both runs end here.
@@ -77,6 +79,7 @@ class Question:
     objectives: tuple[Objective, ...]
     trace: Trace
     cluster: ClusterSpec
+    catalogue: Catalogue | None
     view: ClusterView
     owners: Mapping[str, int]
     seed: int

@@ -9,6 +9,7 @@ import numpy as np
 
 from flyball_api.energypolicy import EnergyPolicySpec
 from flyball_sim.gpu.types import GpuType, gpu_type
+from flyball_sim.latency.catalogue import Catalogue
 from flyball_sim.latency.steps import StepModel, UnknownEngineError, step_model
 from flyball_sim.load.traces import TraceRequest
 from flyball_sim.world.cluster import ClusterSpec, EngineSpec, NodeSpec
@@ -28,7 +29,9 @@ NAME_LENGTH = 50
 """An engine's name is a label, a policy's may be a longer one with dots."""
 
 
-def choose(gpu: str | None, model: str | None, dtype: str | None, gpus: int | None) -> StepModel:
+def choose(
+    gpu: str | None, model: str | None, dtype: str | None, *, gpus: int | None, catalogue: Catalogue | None
+) -> StepModel:
     """The step times of one assumed engine.
 
     Raises:
@@ -36,10 +39,12 @@ def choose(gpu: str | None, model: str | None, dtype: str | None, gpus: int | No
     """
     kind = gpu_type(gpu or DEFAULT_GPU)
     name, weights = model or DEFAULT_MODEL, dtype or DEFAULT_DTYPE
-    return fewest_gpus(kind, name, weights) if gpus is None else step_model(kind, name, gpus, dtype=weights)
+    if gpus is not None:
+        return step_model(kind, name, gpus, dtype=weights, catalogue=catalogue)
+    return fewest_gpus(kind, name, weights, catalogue)
 
 
-def fewest_gpus(gpu: GpuType, model: str, dtype: str) -> StepModel:
+def fewest_gpus(gpu: GpuType, model: str, dtype: str, catalogue: Catalogue | None) -> StepModel:
     """The model on the fewest GPUs of a type that hold it.
 
     Raises:
@@ -48,9 +53,12 @@ def fewest_gpus(gpu: GpuType, model: str, dtype: str) -> StepModel:
     first: UnknownEngineError | None = None
     for gpus in TENSOR_PARALLEL:
         try:
-            return step_model(gpu, model, gpus, dtype=dtype)
+            found = step_model(gpu, model, gpus, dtype=dtype, catalogue=catalogue)
         except UnknownEngineError as error:
             first = first or error
+            continue
+        if found.kv_blocks:
+            return found
     raise first or UnknownEngineError(f"no number of GPUs of type {gpu.name} holds {model}")
 
 

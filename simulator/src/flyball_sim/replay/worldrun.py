@@ -44,6 +44,7 @@ def simulate(question: Question, job: Job, tell: Tell) -> Record:
         seed=question.seed,
         draw=parameters.nominal() if job.draw is None else parameters.draw(question.seed, job.draw),
         router=question.router,
+        catalogue=question.catalogue,
         faults=question.injected,
         mode=job.mode,
         end_seconds=question.end_seconds,
