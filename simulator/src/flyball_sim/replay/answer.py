@@ -139,7 +139,7 @@ def answer_part(question: Question, answer: Answer) -> AnswerPart:
             for parameter in PARAMETERS
             if parameter.gpu in {EVERY_GPU, *question.view.gpu_types}
         ],
-        notes=verdict.notes(question, answer.enforce, answer.nominal),
+        notes=verdict.notes(question, answer.observe, answer.enforce, answer.nominal),
     )
 
 

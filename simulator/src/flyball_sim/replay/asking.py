@@ -159,7 +159,8 @@ def _trace(options: Options) -> Trace:
         options.trace, seconds=None if span is None else start + span, seed=options.seed, data=options.data
     )
     words = []
-    if options.start or (span is not None and requests[-1].arrival_seconds >= start + span):
+    is_file = options.trace.partition(":")[0] not in KINDS
+    if options.start or (span is not None and is_file):
         requests = segment(requests, start_seconds=start, duration_seconds=span)
         words.append(f"from {start:g} s" + ("" if span is None else f" to {start + span:g} s"))
     if speed != 1:
@@ -172,7 +173,6 @@ def _trace(options: Options) -> Trace:
             raise AskingError(f"--rate {options.rate:g} leaves none of {before} requests: give a higher rate")
         if len(requests) < before:
             words.append(f"thinned to {options.rate:g} a second")
-    is_file = options.trace.partition(":")[0] not in KINDS
     return Trace(Path(options.trace).name if is_file else options.trace, requests, ", ".join(words))
 
 

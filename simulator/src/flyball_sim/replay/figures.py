@@ -53,6 +53,8 @@ _STYLE: dict[Any, Any] = {
     "axes.unicode_minus": True,
     "path.simplify_threshold": 0.3,
 }
+FARTHEST_LIMIT = 2.5
+"""A budget of more than so many times the highest draw is said, not drawn: the draw would be a line on the floor."""
 LEDGER = (
     ("enforced_watts", "enforced", "enforced"),
     ("in_flight_watts", "in flight", "in-flight"),
@@ -181,12 +183,21 @@ def _power(axes: Axes, plotted: Plotted) -> None:
         for colour, series in _both(plotted):
             _line(axes, _times(series, plotted), series["watts"], colour)
             seen.append(_highest(series["watts"]))
-        enforce = plotted.enforce
-        if _has(enforce, "budget_watts"):
-            for name, style in (("caps_watts", {"linewidth": 0.9}), ("budget_watts", {"linestyle": (0, (5, 3))})):
-                if _has(enforce, name):
-                    axes.step(_times(enforce, plotted), enforce[name], where="post", color=_COLOURS["limit"], **style)
-                    seen.append(_highest(enforce[name]))
+        enforce, roof = plotted.enforce, FARTHEST_LIMIT * max(seen)
+        styles: Mapping[str, Any] = {"caps": {"linewidth": 0.9}, "budget": {"linestyle": (0, (5, 3))}}
+        above = []
+        for name, style in styles.items():
+            values = enforce.get(f"{name}_watts")
+            if values is None or not np.isfinite(values).any():
+                continue
+            axes.step(_times(enforce, plotted), values, where="post", color=_COLOURS["limit"], **style)
+            if _highest(values) <= roof:
+                seen.append(_highest(values))
+            else:
+                above.append(f"{name} up to {_highest(values):,.0f} W")
+    if above:
+        text = f"{', '.join(above)}: above the picture"
+        axes.text(1, 0.98, text, transform=axes.transAxes, ha="right", va="top", color=_COLOURS["limit"])
 
 
 def _clocks(axes: Axes, plotted: Plotted) -> None:

@@ -67,13 +67,14 @@ def certainty(pairs: Sequence[Pair]) -> str:
     return f"It saves in {saves} of {count(len(pairs), 'draw')} and keeps the SLO in {keeps}."
 
 
-def notes(question: Question, enforce: Record, nominal: Pair) -> list[str]:
+def notes(question: Question, observe: Record, enforce: Record, nominal: Pair) -> list[str]:
     """What a reader should know before believing the headline, most important first."""
     return [
         *_breaches(enforce),
         *_wrong(enforce),
         *_too_small(nominal),
         *_unserved(nominal),
+        *_status_misses(observe, enforce),
         *_ungoverned(enforce),
         *_budgets(question),
         *_clocks(question),
@@ -116,6 +117,30 @@ def _unserved(nominal: Pair) -> list[str]:
         if before or after:
             texts.append(f"{count(after, 'request')} {word} under the policy, {before:,} today; each counts as a miss.")
     return texts
+
+
+def _status_misses(observe: Record, enforce: Record) -> list[str]:
+    """Where the policy's status judges otherwise than the requests do, a reader will ask why."""
+    before, after = slo_missed_seconds(observe), slo_missed_seconds(enforce)
+    if not after:
+        return []
+    text = (
+        f"The policy's status would say SLOMet=False for {seconds(after)} ({seconds(before)} today): there every gap "
+        "between two tokens counts, here each request's mean."
+    )
+    return [text]
+
+
+def slo_missed_seconds(record: Record) -> float:
+    """For how long some policy's status said SLOMet=False."""
+    total, since = 0.0, dict[str, float]()
+    for statement in record.statements:
+        if statement.type != "SLOMet":
+            continue
+        total += statement.seconds - since.pop(statement.policy, statement.seconds)
+        if statement.status == "False":
+            since[statement.policy] = statement.seconds
+    return total + sum(record.end_seconds - begin for begin in since.values())
 
 
 def _ungoverned(record: Record) -> list[str]:

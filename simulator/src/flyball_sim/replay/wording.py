@@ -40,12 +40,13 @@ def latency(value: float | None) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in percent, with the digits that tell 99 from 99.9 and 100 only when it is all."""
+    """A share in percent, never rounded up: 98.99 is not 99, and 100 is all of them."""
     if math.isnan(share):
         return ABSENT
-    value = math.floor(share * 1e4) / 100 if 0.99 <= share < 1 else share * 100
-    text = f"{value:.2f}" if value >= 99 and share < 1 else f"{value:.1f}"
-    return f"{text.removesuffix('.0')} %"
+    places = 2 if 0.99 <= share < 1 else 1
+    scale = 10**places
+    value = math.floor(100 * scale * share + 1e-6) / scale
+    return f"{f'{value:.{places}f}'.removesuffix('.0')} %"
 
 
 def change(before: float, after: float) -> str:
