@@ -67,7 +67,7 @@ class Record:
         end_seconds: how long it lasted; energy is over exactly that.
         requests: every request that was offered.
         energy_joules: of all GPUs, idle included, from 0 to the end (modelled).
-        peak_watts: the highest mean draw of all GPUs over one second.
+        peak_watts: the highest mean draw of all GPUs over one sample.
         gpus: GPUs in the cluster.
         series: arrays by name, one value per sample; `seconds` is the end of each sample. See `docs/replay.md`.
         statements: conditions of the policies' statuses when their verdict or words changed.

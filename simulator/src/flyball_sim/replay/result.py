@@ -90,7 +90,7 @@ class RunPart(Part):
     output_tokens: int
     energy_joules: float = Field(description="all GPUs, idle included (modelled)")
     mean_watts: float
-    peak_watts: float = Field(description="highest mean of one second")
+    peak_watts: float = Field(description="highest mean over one sample of the series")
     joules_per_output_token: float | None
     attainment: float = Field(description="share of all offered requests that hold their objective")
     missed: int
