@@ -151,6 +151,26 @@ def test_prometheus_is_asked_for_the_range_and_gives_the_same_steps(monkeypatch)
         prometheus.pages_of("http://prometheus", "", minutes=1, every_seconds=15)
 
 
+def test_a_prometheus_that_is_not_there_is_named_without_a_traceback(tmp_path, capsys):
+    asked = ["--gpu", "H100", "--model", "llama-3.1-8b", "--out", str(tmp_path / "x.json")]
+    assert main(["calibrate", "metrics", "--prometheus", "http://127.0.0.1:9", *asked]) == 2
+    assert "no Prometheus answers there: give the address of one that runs" in capsys.readouterr().err
+
+
+def test_what_a_server_adds_is_fitted_to_measured_latencies_of_known_dense_models(tmp_path, capsys):
+    names = "gpu,task,weight_precision,avg_batch,model_id,num_gpus,avg_output_len,itl_p50_ms"
+    lines = [names, "B200,lm-arena-chat,bfloat16,8,Llama-3.1-8B,1,400,5"]
+    for batch in (8, 32, 96):
+        step = 1e3 * sum(MODEL.cost(batch, batch * 650, [])[1:3])
+        lines.append(f"H100,lm-arena-chat,bfloat16,{batch},Llama-3.1-8B,1,400,{step + 0.3 + 1e-6 * batch * 128_256}")
+    (tmp_path / "calibration").mkdir()
+    (tmp_path / "calibration" / "mlenergy_v3_llm_h100_b200.csv").write_text("\n".join(lines))
+    assert main(["calibrate", "host", "--data", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("3 runs: 0.300 ms a step and 1.00 ns for each sequence")
+    assert main(["calibrate", "host", "--data", str(tmp_path / "no")]) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
 def test_a_calibrated_file_is_taken_by_predict(tmp_path, capsys):
     steps, out = tmp_path / "steps.csv", tmp_path / "mine.json"
     steps.write_text(steps_csv())
@@ -180,7 +200,8 @@ def test_calibrating_without_aiconfigurator_says_how_to_install_it(tmp_path, mon
     ("changes", "sentence"),
     [
         ({"--gpu": "H9"}, "GPU 'H9' is unknown"),
-        ({"--model": "grok"}, "model 'grok' is unknown"),
+        ({"--model": "grok"}, "Or describe it with --config config.json"),
+        ({"--out": "/"}, "--out /: is a directory, give a file in it"),
         ({"--dtype": "int4"}, "dtype 'int4' is unknown: give bf16 or fp8"),
         ({"--tp": "3"}, "--tp: 32 heads cannot be shared by 3 GPUs"),
         ({"--out": "/nowhere/x.json"}, "--out /nowhere/x.json: there is no such directory"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flyball_sim.gpu.types import GpuType, UnknownGpuTypeError
-from flyball_sim.latency.cards import ModelCard, UnknownEngineError, precision
+from flyball_sim.latency.cards import ModelCard, UnknownEngineError, UnknownModelError, precision
 from flyball_sim.latency.cases import gpu_named
 from flyball_sim.latency.catalogue import shipped_catalogue
 from flyball_sim.latency.modelfile import write_models
@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
             raise CalibrationError(f"--tp: {card.heads} heads cannot be shared by {args.tp} GPUs: give a divisor")
         if not args.out.absolute().parent.is_dir():
             raise CalibrationError(f"--out {args.out}: there is no such directory, make it first")
+        if args.out.is_dir():
+            raise CalibrationError(f"--out {args.out}: is a directory, give a file in it")
         row, remark = _row(args, gpu, card, dtype)
     except (CalibrationError, UnknownGpuTypeError, UnknownEngineError, ValueError) as error:
         print(f"flyball-sim calibrate: {error}", file=sys.stderr)
@@ -106,13 +108,26 @@ def _write(path: Path, text: str) -> None:
     beside.replace(path)
 
 
+def _read(path: Path, what: str, mend: str) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise CalibrationError(f"{what}: cannot be read, {error.strerror}: {mend}") from None
+    except UnicodeDecodeError:
+        raise CalibrationError(f"{what}: is not UTF-8 text: save it as UTF-8") from None
+
+
 def _card(name: str, config: Path | None) -> ModelCard:
     if config is None:
-        return shipped_catalogue().card(name)
+        try:
+            return shipped_catalogue().card(name)
+        except UnknownModelError as error:
+            raise CalibrationError(f"--model: {error}. Or describe it with --config config.json") from None
+    text = _read(config, f"--config {config}", "give the model's config.json")
     try:
-        held = json.loads(config.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CalibrationError(f"--config {config}: cannot be read, {error}: give the model's config.json") from None
+        held = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CalibrationError(f"--config {config}: line {error.lineno} is not JSON, give the model's file") from None
     held = held.get("text_config", held) if isinstance(held, dict) else {}
     held.setdefault("num_key_value_heads", held.get("num_attention_heads"))
     held.setdefault("max_position_embeddings", 4096)
@@ -164,10 +179,7 @@ def _measured(args: argparse.Namespace) -> list[MeasuredStep]:
         pages = pages_of(args.prometheus, args.labels, minutes=args.minutes, every_seconds=args.every)
         return scraped.steps_of(pages, args.kv_tokens)
     path = args.file if args.source == "steps" else args.pages
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{path}: cannot be read, {error}") from None
+    text = _read(path, str(path), "give a CSV file of steps" if args.source == "steps" else "give a file of pages")
     if args.source == "steps":
         return measured.read_steps(text)
     return scraped.steps_of(scraped.read_pages(text), args.kv_tokens)

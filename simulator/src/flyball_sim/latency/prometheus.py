@@ -40,8 +40,10 @@ def pages_of(
                 end_time=end,
                 step=f"{every_seconds:g}",
             )
-        except (PrometheusApiClientException, requests.RequestException) as error:
-            raise MeasuredError(f"Prometheus does not answer the query of {name}: {error}") from None
+        except requests.RequestException:
+            raise MeasuredError("no Prometheus answers there: give the address of one that runs") from None
+        except PrometheusApiClientException as error:
+            raise MeasuredError(f"Prometheus refuses the query of {name}: {error}: check --labels") from None
         if not series:
             raise MeasuredError(f"Prometheus has no {name}{{{labels}}}: check --labels, and that it scrapes the engine")
         for seconds, value in series[0]["values"]:
