@@ -9,6 +9,7 @@ from typing import Any
 import requests
 from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
+from urllib3.util import Retry
 
 from flyball_sim.latency.measured import MeasuredError
 from flyball_sim.latency.scraped import WANTED, Page
@@ -30,7 +31,7 @@ def pages_of(
         MeasuredError: the server does not answer, or has no such series.
     """
     end = datetime.now(UTC) if until is None else until
-    client = PrometheusConnect(url=url)
+    client = PrometheusConnect(url=url, retry=Retry(total=1, backoff_factor=0))
     at: dict[float, dict[str, float]] = {}
     for name in WANTED:
         try:
