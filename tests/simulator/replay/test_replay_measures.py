@@ -23,7 +23,7 @@ def requests(
     ttft: list[float] | None = None,
     tpot: list[float] | None = None,
     outcome: list[int] | None = None,
-    policy: list[int] | None = None,
+    judge: list[int] | None = None,
 ) -> Requests:
     count = len(arrivals)
     ttft, tpot = ttft or [0.5] * count, tpot or [0.02] * count
@@ -36,7 +36,7 @@ def requests(
         prompt_tokens=np.full(count, 100),
         output_tokens=np.full(count, 10),
         outcome=np.array(outcome or [FINISHED] * count, dtype=np.int8),
-        policy=np.array(policy or [0] * count, dtype=np.int16),
+        judge=np.array(judge or [0] * count, dtype=np.int16),
     )
 
 
@@ -57,7 +57,7 @@ def test_a_request_that_did_not_finish_misses(outcome: int) -> None:
 
 def test_each_request_is_judged_by_the_policy_of_its_engine_and_by_the_first_where_none_governs() -> None:
     strict = Objective(ttft_seconds=0.1)
-    given_ = requests([0, 1, 2], policy=[0, 1, -1])
+    given_ = requests([0, 1, 2], judge=[0, 1, -1])
     assert holds(given_, [BOUNDS, strict]).tolist() == [True, False, True]
     assert not keeps(given_, holds(given_, [BOUNDS, strict]), [BOUNDS, strict])
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from flyball_api.energypolicy import EnergyPolicySpec
-from flyball_sim.replay.objectives import DEFAULT, Objective, SloError, of_policy, parse, settle
+from flyball_sim.replay.objectives import DEFAULT, Objective, SloError, combine, of_policy, parse, settle
 
 
 def spec(**slo: object) -> EnergyPolicySpec:
@@ -39,6 +39,14 @@ def test_the_command_line_overrides_the_bounds_and_keeps_the_policys_window() ->
     objective = settle(own, "ttft=500ms, tpot=0.025, target=99.5%")["chat"]
     assert objective == Objective(0.5, 0.025, math.inf, 99.5, 60.0, 20, "--slo")
     assert settle(own, None)["chat"].bounds() == "end to end 9 s"
+
+
+def test_a_request_of_several_policies_must_hold_every_bound_at_the_lowest_target() -> None:
+    prefill = Objective(ttft_seconds=0.5, target_percent=99, window_seconds=60, source="the policy's slo")
+    decode = Objective(tpot_seconds=0.025, target_percent=95, minimum_requests=50, source="the policy's slo")
+    both = combine([prefill, decode])
+    assert both == Objective(0.5, 0.025, math.inf, 95, 300.0, 50, "the policy's slo")
+    assert combine([prefill]) is prefill
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,8 @@ def answer_part(question: Question, answer: Answer) -> AnswerPart:
         saves_in_draws=sum(pair.saving > 0 for pair in answer.draws),
         keeps_slo_in_draws=sum(pair.enforce.keeps_slo for pair in answer.draws),
         keeps_slo=answer.nominal.enforce.keeps_slo,
-        observe=_run_part(answer.observe, answer.nominal.observe, question.objectives),
-        enforce=_run_part(answer.enforce, answer.nominal.enforce, question.objectives),
+        observe=_run_part(answer.observe, answer.nominal.observe, question.judges),
+        enforce=_run_part(answer.enforce, answer.nominal.enforce, question.judges),
         draws=[
             DrawPart(
                 draw=pair.draw or 0,
@@ -145,7 +145,7 @@ def answer_part(question: Question, answer: Answer) -> AnswerPart:
 
 def run_measures(record: Record, question: Question) -> Measures:
     """A record in numbers, by the question's objectives."""
-    return measure(record, question.objectives)
+    return measure(record, question.judges)
 
 
 def series_of(record: Record, objectives: Sequence[Objective]) -> Mapping[str, Floats]:

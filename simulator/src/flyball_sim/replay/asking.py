@@ -22,7 +22,7 @@ from flyball_sim.replay.objectives import Objective
 from flyball_sim.replay.policies import ReplayPolicy
 from flyball_sim.replay.question import ClusterView, Question, Trace
 from flyball_sim.replay.wording import count
-from flyball_sim.replay.worldrun import owners
+from flyball_sim.replay.worldrun import judges, owners
 from flyball_sim.world.cluster import ClusterSpec, read_cluster
 from flyball_sim.world.faults import Fault, parse_fault, read_faults, text_of
 from flyball_sim.world.layout import Layout, check_requests, lay_out
@@ -90,6 +90,7 @@ def ask(options: Options) -> Question:
     check_requests(layout, trace.requests)
     injected = [fault for text in options.fault for fault in _faults(text)]
     governed = owners(found, layout)
+    asked, judge_of_engine = judges(layout, governed, judged)
     end = end_seconds(trace.requests, judged)
     return Question(
         policies=found,
@@ -98,7 +99,8 @@ def ask(options: Options) -> Question:
         cluster=cluster,
         catalogue=catalogue,
         view=_view(cluster, layout, governed, len(found), assumed=options.cluster is None),
-        owners=governed,
+        judges=asked,
+        judge_of_engine=judge_of_engine,
         seed=options.seed,
         router=options.router,
         faults=tuple(text_of(fault) for fault in injected),

@@ -112,7 +112,8 @@ def _refuse(errors: Console, error: Exception, status: int) -> int:
 
 
 def _answer(args: argparse.Namespace, question: Question, errors: Console) -> int:
-    from flyball_sim.replay import running  # noqa: PLC0415
+    from flyball_sim.replay import page, running, table  # noqa: PLC0415
+    from flyball_sim.replay.requests_csv import to_csv  # noqa: PLC0415
     from flyball_sim.replay.result import to_json  # noqa: PLC0415
     from flyball_sim.replay.worldrun import simulate  # noqa: PLC0415
     from flyball_sim.replay.writing import write_all  # noqa: PLC0415
@@ -128,9 +129,6 @@ def _answer(args: argparse.Namespace, question: Question, errors: Console) -> in
         processes=processes,
     )
     if args.out is not None:
-        from flyball_sim.replay import page  # noqa: PLC0415 (matplotlib)
-        from flyball_sim.replay.requests_csv import to_csv  # noqa: PLC0415
-
         files = {"report.html": page.render(question, answer, result), "result.json": to_json(result)}
         if args.requests:
             files["requests.csv"] = to_csv(answer)
@@ -138,8 +136,6 @@ def _answer(args: argparse.Namespace, question: Question, errors: Console) -> in
     if args.json:
         sys.stdout.write(to_json(result) + "\n")
         return 0
-    from flyball_sim.replay import table  # noqa: PLC0415
-
     console = Console(highlight=False)
     console.print(table.render(question, answer, result.answer))
     if args.out is None:

@@ -52,14 +52,13 @@ class Measures:
 
 def judge_of(requests: Requests, objectives: Sequence[Objective]) -> NDArray[np.int16]:
     """The index of the objective that judges each request; the first where no policy governs its engine."""
-    return np.clip(requests.policy, 0, len(objectives) - 1)
+    return np.clip(requests.judge, 0, len(objectives) - 1)
 
 
 def holds(requests: Requests, objectives: Sequence[Objective]) -> Bools:
-    """Which requests hold the objective of the policy that governs the engine that served them.
+    """Which requests hold the objective they are judged by; where no policy governs, the first one judges.
 
-    `objectives` are in the order of the policies; where no policy governs, the first one judges. A request of one
-    output token has no time per output token: the other latencies alone judge it.
+    A request of one output token has no time per output token: the other latencies alone judge it.
     """
     which = judge_of(requests, objectives)
     bounds = np.array([(o.ttft_seconds, o.tpot_seconds, o.e2e_seconds) for o in objectives])[which]

@@ -145,9 +145,16 @@ def settle(specs: Mapping[str, EnergyPolicySpec], override: str | None) -> Mappi
     }
 
 
-def distinct(objectives: Mapping[str, Objective]) -> Sequence[tuple[Objective, tuple[str, ...]]]:
-    """The different objectives, each with the policies that have it, in the order in which they first appear."""
-    groups: dict[Objective, list[str]] = {}
-    for name, objective in objectives.items():
-        groups.setdefault(objective, []).append(name)
-    return [(objective, tuple(names)) for objective, names in groups.items()]
+def combine(objectives: Sequence[Objective]) -> Objective:
+    """The objective of requests that must hold several: every bound of any of them, at the lowest of the targets."""
+    if len(objectives) == 1:
+        return objectives[0]
+    return Objective(
+        ttft_seconds=min(objective.ttft_seconds for objective in objectives),
+        tpot_seconds=min(objective.tpot_seconds for objective in objectives),
+        e2e_seconds=min(objective.e2e_seconds for objective in objectives),
+        target_percent=min(objective.target_percent for objective in objectives),
+        window_seconds=max(objective.window_seconds for objective in objectives),
+        minimum_requests=max(objective.minimum_requests for objective in objectives),
+        source=" and ".join(dict.fromkeys(objective.source for objective in objectives)),
+    )

@@ -57,9 +57,9 @@ def render(question: Question, answer: Answer, result: Result) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    observe = {**series_of(answer.observe, question.objectives), **latency_bins(answer.observe)}
-    enforce = {**series_of(answer.enforce, question.objectives), **latency_bins(answer.enforce)}
-    plotted = Plotted(observe, enforce, question.objectives, question.end_seconds)
+    observe = {**series_of(answer.observe, question.judges), **latency_bins(answer.observe)}
+    enforce = {**series_of(answer.enforce, question.judges), **latency_bins(answer.enforce)}
+    plotted = Plotted(observe, enforce, question.judges, question.end_seconds)
     part, nominal = result.answer, answer.nominal
     template = environment.get_template("report.html.j2")
     return template.render(
@@ -74,7 +74,7 @@ def render(question: Question, answer: Answer, result: Result) -> str:
         held=(percent(nominal.enforce.attainment), percent(nominal.observe.attainment)),
         outside=(seconds(nominal.enforce.outside_seconds), seconds(nominal.observe.outside_seconds)),
         certainty=verdict.certainty(answer.draws),
-        objectives=list(dict.fromkeys(f"{o.sentence()} ({o.source})" for o in question.objectives)),
+        objectives=list(dict.fromkeys(f"{o.sentence()} ({o.source})" for o in question.judges)),
         rows=table.rows(nominal.observe, nominal.enforce, answer.saving),
         strip=strip(answer),
         at=seconds,

@@ -70,7 +70,9 @@ class Question:
     Attributes:
         cluster: what the world takes; `view` is for the reader.
         catalogue: of models and their step times; None: the one that is shipped.
-        owners: index of the policy that governs each engine, by the engine's name.
+        objectives: of the policies, in their order.
+        judges: what requests are judged by: a policy's objective, or that of all policies of a disaggregated pool.
+        judge_of_engine: index of the judge of the requests of each engine that a policy governs, by its name.
         faults: as written; `injected` is what the world takes.
         end_seconds: both runs end here.
     """
@@ -81,7 +83,8 @@ class Question:
     cluster: ClusterSpec
     catalogue: Catalogue | None
     view: ClusterView
-    owners: Mapping[str, int]
+    judges: tuple[Objective, ...]
+    judge_of_engine: Mapping[str, int]
     seed: int
     router: str
     faults: tuple[str, ...]

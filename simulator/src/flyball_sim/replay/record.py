@@ -19,8 +19,8 @@ OUTCOMES = ("finished", "rejected", "lost", "unfinished")
 class Requests:
     """Every request of a run, by arrival; arrays of one length.
 
-    Times are seconds from the start of the run; NaN where there is none. `policy` is the index of the policy that
-    governs the engine that served it, -1 where there is none. `outcome` is an index into `OUTCOMES`.
+    Times are seconds from the start of the run; NaN where there is none. `judge` is the index of the objective
+    it is judged by, -1 where no policy governs the engine that served it. `outcome` is an index into `OUTCOMES`.
     """
 
     arrival_seconds: Floats
@@ -30,7 +30,7 @@ class Requests:
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     outcome: NDArray[np.int8]
-    policy: NDArray[np.int16]
+    judge: NDArray[np.int16]
 
     def __len__(self) -> int:
         """How many requests were offered."""

@@ -92,9 +92,7 @@ def render(question: Question, answer: Answer, part: AnswerPart) -> RenderableTy
         Text(part.headline, style=f"bold {style}"),
         Text(verdict.certainty(answer.draws)),
         Text(asked(question), style="dim"),
-        Text(
-            f"SLO: {'; '.join(dict.fromkeys(objective.sentence() for objective in question.objectives))}", style="dim"
-        ),
+        Text(f"SLO: {'; '.join(dict.fromkeys(objective.sentence() for objective in question.judges))}", style="dim"),
         Text(""),
         grid,
         Text(""),

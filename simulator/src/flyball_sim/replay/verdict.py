@@ -144,7 +144,7 @@ def slo_missed_seconds(record: Record) -> float:
 
 
 def _ungoverned(record: Record) -> list[str]:
-    strangers = int((record.requests.policy < 0).sum())
+    strangers = int((record.requests.judge < 0).sum())
     if not strangers or not len(record.requests):
         return []
     share = strangers / len(record.requests)

@@ -11,6 +11,7 @@ import numpy as np
 from flyball_operator.accepting import accept
 from flyball_operator.selection import assign
 from flyball_sim.gpu import parameters
+from flyball_sim.replay.objectives import Objective, combine
 from flyball_sim.replay.policies import ReplayPolicy
 from flyball_sim.replay.pool import Job, Tell
 from flyball_sim.replay.question import Question
@@ -52,7 +53,7 @@ def simulate(question: Question, job: Job, tell: Tell) -> Record:
         stopwatch=time.process_time,
         progress=lambda now: tell(now / question.end_seconds),
     )
-    return record_of(result, question.owners)
+    return record_of(result, question.judge_of_engine)
 
 
 def owners(policies: Sequence[ReplayPolicy], layout: Layout) -> dict[str, int]:
@@ -68,15 +69,37 @@ def owners(policies: Sequence[ReplayPolicy], layout: Layout) -> dict[str, int]:
     return {engine.name: index_of[by_pod[engine.pod.key]] for engine in layout.engines if engine.pod.key in by_pod}
 
 
+def judges(
+    layout: Layout, governed: Mapping[str, int], objectives: Sequence[Objective]
+) -> tuple[tuple[Objective, ...], dict[str, int]]:
+    """What requests are judged by, and by which of it those of each governed engine are, by the engine's name.
+
+    A request that one engine prefills and another decodes must hold what the policies of both ask for.
+    """
+    by_pool: dict[str, set[int]] = {}
+    for engine in layout.engines:
+        if engine.pool is not None and engine.name in governed:
+            by_pool.setdefault(engine.pool.name, set()).add(governed[engine.name])
+    found: dict[tuple[int, ...], int] = {}
+    of_engine = {}
+    for engine in layout.engines:
+        if engine.name in governed:
+            own = {governed[engine.name]}
+            key = tuple(sorted(own if engine.pool is None else by_pool[engine.pool.name]))
+            of_engine[engine.name] = found.setdefault(key, len(found))
+    asked = [combine([objectives[index] for index in key]) for key in found]
+    return tuple(asked or objectives[:1]), of_engine
+
+
 def _document(policy: ReplayPolicy) -> dict[str, Any]:
     return {"metadata": {"name": policy.name}, "spec": policy.spec.to_json()}
 
 
-def record_of(result: RunResult, owners: Mapping[str, int]) -> Record:
+def record_of(result: RunResult, judge_of_engine: Mapping[str, int]) -> Record:
     """A world's result as the replay's arrays."""
     return Record(
         end_seconds=result.end_seconds,
-        requests=_requests(result.outcomes, owners),
+        requests=_requests(result.outcomes, judge_of_engine),
         energy_joules=result.energy_joules,
         peak_watts=result.watts_peak,
         gpus=result.gpus,
@@ -92,10 +115,10 @@ def record_of(result: RunResult, owners: Mapping[str, int]) -> Record:
     )
 
 
-def _requests(outcomes: Outcomes, owners: Mapping[str, int]) -> Requests:
+def _requests(outcomes: Outcomes, judge_of_engine: Mapping[str, int]) -> Requests:
     # The last entry is for requests that no engine ever had, whose index is -1.
-    policy_of_engine = np.array(
-        [owners.get(name, UNGOVERNED) for name in outcomes.engines] + [UNGOVERNED], dtype=np.int16
+    judges = np.array(
+        [judge_of_engine.get(name, UNGOVERNED) for name in outcomes.engines] + [UNGOVERNED], dtype=np.int16
     )
     return Requests(
         arrival_seconds=outcomes.arrival_seconds,
@@ -105,7 +128,7 @@ def _requests(outcomes: Outcomes, owners: Mapping[str, int]) -> Requests:
         prompt_tokens=outcomes.prompt_tokens.astype(np.int64),
         output_tokens=outcomes.output_tokens.astype(np.int64),
         outcome=outcomes.state,
-        policy=policy_of_engine[outcomes.engine],
+        judge=judges[outcomes.engine],
     )
 
 
