@@ -31,6 +31,8 @@ MOST_SLOTS = 480
 
 PROMPT_CLASSES = (1, 64, 128, 256, 512, 768, 1024, 1536)
 _REMAINDER_STEP = 64
+_METHODS = ("highs-ipm", "highs-ds")
+"""The second where the first fails; either's dual gives a bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,16 +181,20 @@ class _Program:
         matrix = self._matrix()
         row_lower, row_upper = np.concatenate(self._row_lower), np.concatenate(self._row_upper)
         equal = row_lower == row_upper
-        solution = linprog(
-            cost,
-            A_ub=matrix[~equal],
-            b_ub=row_upper[~equal],
-            A_eq=matrix[equal],
-            b_eq=row_upper[equal],
-            bounds=np.column_stack((lower, upper)),
-            method="highs",
-        )
-        if solution.status != 0:
+        bounds = np.column_stack((lower, upper))
+        for method in _METHODS:
+            solution = linprog(
+                cost,
+                A_ub=matrix[~equal],
+                b_ub=row_upper[~equal],
+                A_eq=matrix[equal],
+                b_eq=row_upper[equal],
+                bounds=bounds,
+                method=method,
+            )
+            if solution.status == 0:
+                break
+        else:
             raise RuntimeError(f"the bound's linear program has no solution: {solution.message}")
         dual = np.zeros(len(row_upper))
         dual[equal] = solution.eqlin.marginals

@@ -1,14 +1,14 @@
 """The best clock schedule a search finds with the future known: one clock per slot, parked while idle.
 
-Starts are the best static clock, whatever comes, and clocks from the bound's linear program, scaled until they hold
-the SLO. From the best start, slots far enough apart that they hardly feel each other are moved at once, one run for
-all of them; moves that pay locally are kept together, then the run that has them all decides. Its energy is never
-above the best static clock's, which is a schedule too.
+It starts from the best static clock, and from schedules that follow the load, brought towards that clock until they
+hold the SLO. Then sweeps: slots far enough apart that they hardly feel each other are moved at once, so that a dozen
+runs say of every slot what moving it down or up would save and whom it would hurt. The moves are chosen together, at
+one price for a miss, and the run that has them all decides. The best static clock is a schedule too, so the result is
+never above it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -22,13 +22,20 @@ from flyball_sim.scoreboard.slo import Floats
 Clocks: TypeAlias = NDArray[np.int64]
 """Per slot, an index into the grid of clocks."""
 
+_STRIDE = 12
+_STEPS = (24, 12, 6, 3, 1)
+_MIXES = 4
+_TRIES = 5
+_WORTH_IT = 0.002
+"""A sweep that saves less than this share goes on to smaller moves."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What the search sees of a cell.
 
     Attributes:
-        run: the outcomes of a schedule, one grid index per slot; energy by slot in `marks_joules`.
+        run: the outcomes of a schedule, one grid index per slot; energy by slot edge in `marks_joules`.
         energy: energy of a run as the schedule would have it, parked while idle.
         met: 1 for each request of a run that met its SLO.
         slot_of: per request, the slot it arrives in.
@@ -56,116 +63,144 @@ class Found:
     runs: int
 
 
-class _Search:
-    def __init__(self, problem: Problem, budget: int) -> None:
-        self.problem = problem
-        self.left = budget
-        self.runs = 0
-        self.best: tuple[float, Clocks, Outcomes] | None = None
-
-    def evaluate(self, clocks: Clocks) -> tuple[Outcomes, float, int]:
-        """(the run, its energy, its misses); remembers the best that holds the SLO."""
-        self.runs += 1
-        self.left -= 1
-        outcomes = self.problem.run(clocks)
-        energy = self.problem.energy(outcomes)
-        misses = len(self.problem.slot_of) - int(self.problem.met(outcomes).sum())
-        if misses <= self.problem.misses and (self.best is None or energy < self.best[0]):
-            self.best = (energy, clocks.copy(), outcomes)
-        return outcomes, energy, misses
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    clocks: Clocks
+    outcomes: Outcomes
+    energy: float
+    misses: int
 
 
 def search(problem: Problem, starts: Sequence[Clocks], *, static: Clocks, runs: int) -> Found:
-    """The best schedule within so many runs.
+    """The best schedule within about so many runs.
 
     Args:
         problem: the cell.
-        starts: schedules to scale until they hold the SLO.
+        starts: schedules to bring towards the static one until they hold the SLO.
         static: a schedule that holds it.
         runs: how many runs it may take.
+
+    Raises:
+        ValueError: the static schedule does not hold the SLO.
     """
     state = _Search(problem, runs)
     state.evaluate(static)
-    for start in starts:
-        _lift(state, start, static)
-    step = max(1, problem.top // 12)
-    while step >= 1 and state.left > 0:
-        if not _sweep(state, step):
-            step //= 2
     if state.best is None:
-        raise ValueError("the static schedule misses the SLO: a clairvoyant one needs a start that holds it")
-    energy, clocks, outcomes = state.best
-    return Found(clocks, outcomes, energy, state.runs)
+        raise ValueError("the static schedule misses the SLO: give one that holds it")
+    for start in starts:
+        state.mix(start, static)
+    for step in _STEPS:
+        while step <= problem.top and state.left > 0 and state.sweep(step):
+            pass
+    best = state.best
+    return Found(best.clocks, best.outcomes, best.energy, state.runs)
 
 
-def _lift(state: _Search, start: Clocks, static: Clocks) -> None:
-    """Between the start and the static clock, or above both, the mix nearest to the start that holds the SLO."""
-    problem = state.problem
-    low, high = 0.0, 1.0
-    for _ in range(5):
-        if state.left <= 0:
+class _Search:
+    def __init__(self, problem: Problem, budget: int) -> None:
+        self.problem = problem
+        self.budget = budget
+        self.runs = 0
+        self.best: _Tried | None = None
+
+    @property
+    def left(self) -> int:
+        return self.budget - self.runs
+
+    def evaluate(self, clocks: Clocks) -> _Tried:
+        """Run a schedule; it becomes the best if it holds the SLO with less energy."""
+        self.runs += 1
+        problem = self.problem
+        outcomes = problem.run(clocks)
+        misses = len(problem.slot_of) - int(problem.met(outcomes).sum())
+        tried = _Tried(clocks, outcomes, problem.energy(outcomes), misses)
+        if misses <= problem.misses and (self.best is None or tried.energy < self.best.energy):
+            self.best = tried
+        return tried
+
+    def mix(self, start: Clocks, static: Clocks) -> None:
+        """Find the mix nearest to the start, slot by slot between it and the static one, that holds the SLO."""
+        low, high = 0.0, 1.0
+        for _ in range(_MIXES):
+            middle = (low + high) / 2.0
+            mixed = np.rint(start + middle * (static - start)).astype(np.int64)
+            if self.evaluate(np.clip(mixed, 0, self.problem.top)).misses <= self.problem.misses:
+                high = middle
+            else:
+                low = middle
+
+    def sweep(self, step: int) -> bool:
+        """Move slots by one step; whether it was worth another."""
+        base, problem = self.best, self.problem
+        assert base is not None  # noqa: S101 - the static schedule came first
+        stride = max(1, min(_STRIDE, problem.slots // 4))
+        saved, lost = np.zeros((2, problem.slots)), np.zeros((2, problem.slots))
+        for index, direction in enumerate((-step, step)):
+            for offset in range(stride):
+                if self.left <= 0:
+                    return False
+                self._probe(base, np.arange(offset, problem.slots, stride), direction, (saved[index], lost[index]))
+        slack = problem.misses - base.misses
+        for _ in range(_TRIES):
+            if self.left <= 0:
+                return False
+            moves = _moves(saved, lost, slack)
+            if not moves.any():
+                break
+            tried = self.evaluate(np.clip(base.clocks + step * moves, 0, problem.top))
+            if tried.misses <= problem.misses and tried.energy < base.energy:
+                break
+            # Neighbours that moved together hurt more than each alone: leave room for what came on top.
+            slack -= max(1, tried.misses - problem.misses)
+        assert self.best is not None  # noqa: S101
+        return self.best.energy < base.energy * (1.0 - _WORTH_IT)
+
+    def _probe(self, base: _Tried, slots: NDArray[np.int64], direction: int, into: tuple[Floats, Floats]) -> None:
+        """Move some slots and note what each saved and whom it hurt, from its own slot to the next moved one."""
+        problem = self.problem
+        clocks = base.clocks.copy()
+        clocks[slots] = np.clip(clocks[slots] + direction, 0, problem.top)
+        changed = clocks[slots] != base.clocks[slots]
+        if not changed.any():
             return
+        moved = self.evaluate(clocks)
+        # A slot answers for requests that come a little before it too: they are in the batch when it begins.
+        stride = int(slots[1] - slots[0]) if len(slots) > 1 else problem.slots
+        before = stride // 4
+        group = np.clip((np.arange(problem.slots) - slots[0] + before) // stride, 0, len(slots) - 1)
+        energy = np.diff(base.outcomes.marks_joules) - np.diff(moved.outcomes.marks_joules)
+        hurt = problem.met(base.outcomes) - problem.met(moved.outcomes)
+        saved, lost = into
+        saved[slots] = np.where(changed, np.bincount(group, energy, len(slots)), 0.0)
+        lost[slots] = np.where(changed, np.bincount(group[problem.slot_of], hurt, len(slots)), 0.0)
+
+
+def _moves(saved: Floats, lost: Floats, slack: float) -> NDArray[np.int64]:
+    """Per slot -1, 0 or 1: the moves that save most at the lowest price of a miss that keeps within the slack.
+
+    Args:
+        saved: joules by (down or up, slot).
+        lost: requests that would no longer meet their SLO, likewise; negative where more would.
+        slack: how many more may miss.
+    """
+    slots = saved.shape[1]
+
+    def at(price: float) -> tuple[NDArray[np.int64], float]:
+        worth = np.vstack((np.zeros(slots), saved - price * lost))
+        choice = worth.argmax(axis=0)
+        total = float(np.vstack((np.zeros(slots), lost))[choice, np.arange(slots)].sum())
+        return np.array([0, -1, 1])[choice], total
+
+    low, high = 0.0, 1.0 + 10.0 * float(np.abs(saved).max())
+    moves, total = at(low)
+    if total <= slack:
+        return moves
+    for _ in range(40):
         middle = (low + high) / 2.0
-        mixed = np.clip(np.rint(start + middle * (static - start)), 0, problem.top).astype(np.int64)
-        if state.evaluate(mixed)[2] <= problem.misses:
+        moves, total = at(middle)
+        if total <= slack:
             high = middle
         else:
             low = middle
-    lifted = start
-    for _ in range(4):
-        if state.left <= 0:
-            return
-        lifted = np.clip(lifted + max(1, problem.top // 10), 0, problem.top)
-        if state.evaluate(lifted)[2] <= problem.misses:
-            return
-
-
-def _sweep(state: _Search, step: int) -> bool:
-    """Move every slot by one step down and up, in groups of slots far apart; whether the best got better."""
-    problem = state.problem
-    assert state.best is not None  # noqa: S101 - the static schedule came first
-    stride = max(4, min(12, problem.slots // 8))
-    before = state.best[0]
-    for direction in (-step, step):
-        for offset in range(stride):
-            if state.left <= 1:
-                return False
-            _move(state, np.arange(offset, problem.slots, stride), direction, stride)
-    return state.best[0] < before * (1.0 - 2e-4)
-
-
-def _move(state: _Search, slots: NDArray[np.int64], direction: int, stride: int) -> None:
-    problem = state.problem
-    assert state.best is not None  # noqa: S101
-    energy, clocks, outcomes = state.best
-    tried = clocks.copy()
-    tried[slots] = np.clip(tried[slots] + direction, 0, problem.top)
-    if (tried == clocks).all():
-        return
-    moved, _, misses = state.evaluate(tried)
-    if misses <= problem.misses and problem.energy(moved) < energy:
-        return
-    # Each group of slots from one moved slot to the next answers for its energy and its requests.
-    group = np.clip((np.arange(problem.slots) - slots[0]) // stride, 0, len(slots) - 1)
-    saved = np.bincount(group, np.diff(outcomes.marks_joules) - np.diff(moved.marks_joules), len(slots))
-    lost = np.bincount(group[problem.slot_of], problem.met(outcomes) - problem.met(moved), len(slots))
-    slack = problem.misses - (len(problem.slot_of) - int(problem.met(outcomes).sum()))
-    chosen = _affordable(saved.astype(float), lost.astype(float), slack)
-    if not chosen.any() or state.left <= 0:
-        return
-    kept = clocks.copy()
-    kept[slots[chosen]] = tried[slots[chosen]]
-    state.evaluate(kept)
-
-
-def _affordable(saved: Floats, lost: Floats, slack: int) -> NDArray[np.bool_]:
-    """The moves worth making: what saves and loses nothing, then what saves most per miss while misses are left."""
-    free = (saved > 0.0) & (lost <= 0.0)
-    room = float(slack) - float(lost[free].sum())
-    chosen = free.copy()
-    paid = np.flatnonzero((saved > 0.0) & (lost > 0.0))
-    for index in paid[np.argsort(-saved[paid] / lost[paid])]:
-        if lost[index] <= math.floor(room):
-            chosen[index] = True
-            room -= float(lost[index])
-    return chosen
+    moves, total = at(high)
+    return moves if total <= slack else np.zeros(slots, dtype=np.int64)

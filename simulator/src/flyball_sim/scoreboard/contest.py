@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flyball_agent.controllers.fixed import Fixed
 from flyball_api.energypolicy import FixedController, RoleClock
@@ -180,9 +181,14 @@ class Contest:
             top=len(grid),
             misses=self.misses,
         )
-        start = np.searchsorted(grid, self.bound.sm_mhz).astype(np.int64)
         best = np.full(slots, static.index, dtype=np.int64)
-        return clairvoyant.search(problem, [start], static=best, runs=self.options.search_runs)
+        starts = [
+            np.clip(np.rint(static.index * _load_shares(problem.slot_of, self.trace, slots) ** power), 0, len(grid))
+            for power in (0.5, 1.0)
+        ]
+        return clairvoyant.search(
+            problem, [start.astype(np.int64) for start in starts], static=best, runs=self.options.search_runs
+        )
 
     def slot_schedule(self, clocks: clairvoyant.Clocks) -> Schedule:
         """The schedule of one grid index per slot; the index above the grid is unlocked."""
@@ -209,6 +215,14 @@ class Contest:
                 again = self.serve(schedule, engine=engine, marks=())
                 energies.append(parked_joules(engine, again) if parked else again.energy_joules)
         return tuple(energies)
+
+
+def _load_shares(slot_of: NDArray[np.int64], trace: Sequence[TraceRequest], slots: int) -> Floats:
+    """Work that arrives around each slot, over that around the busy ones; a prompt token weighs as half an answer's."""
+    work = np.array([request.prompt_tokens / 2.0 + request.output_tokens for request in trace])
+    arriving = np.bincount(slot_of, work, slots)
+    around = np.convolve(arriving, np.full(5, 0.2), mode="same") if slots >= 5 else arriving
+    return np.asarray(around / max(float(np.quantile(around, 0.9)), 1e-9))
 
 
 def parked_joules(engine: Engine, outcomes: Outcomes) -> float:
