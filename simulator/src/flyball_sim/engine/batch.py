@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heapify, heappush
 
 from flyball_sim.engine.kvcache import KvBlocks, blocks_of
+from flyball_sim.engine.models import BLOCK_TOKENS
 from flyball_sim.engine.requests import EngineLimits, EngineRefusalError, EngineRequest, QueueFullError
 
 NOT_SCHEDULED = -1.0
@@ -50,6 +51,7 @@ class Batch:
     """The sequences of one engine.
 
     Attributes:
+        longest: tokens a request may come to, with prompt and answer, and still be served.
         decodes: sequences that get a token in each decode step.
         held: tokens in the cache of those.
         number: decode steps so far.
@@ -60,19 +62,21 @@ class Batch:
         fresh: how many of them are one token on top of a cached prompt, which costs what a decode costs.
         fresh_held: tokens in the cache of those.
         with_decodes: whether the decodes are in that step.
-        finishes: heap of (step's number, order, sequence): who gets its last token when, some of them gone.
+        finishes: heap of (step's number, order, sequence): who gets its last token when.
         stalled_since: when decodes got their last token, after steps without them.
         preemptions: so far.
     """
 
     __slots__ = (
         "_joins", "chosen", "chosen_tokens", "decodes", "finishes", "fresh", "fresh_held", "held", "kv", "limits",
-        "number", "partial", "preemptions", "running", "sequences", "spans", "stalled_since", "waiting", "with_decodes",
+        "longest", "number", "partial", "preemptions", "running", "sequences", "spans", "stalled_since", "waiting",
+        "with_decodes",
     )  # fmt: skip
 
     def __init__(self, limits: EngineLimits, kv_blocks: int) -> None:
         self.limits = limits
         self.kv = KvBlocks(kv_blocks)
+        self.longest = min(limits.max_model_len, BLOCK_TOKENS * kv_blocks + 1)
         self.waiting: deque[Sequence] = deque()
         self.running: dict[str, Sequence] = {}
         self.sequences: dict[str, Sequence] = {}
@@ -95,6 +99,16 @@ class Batch:
             QueueFullError: `max_num_queued_reqs` requests wait already.
             ValueError: the id is in use.
         """
+        name, prompt, output, cached = request
+        last = prompt + output - 1
+        if prompt < 1 or output < 1 or not 0 <= cached <= prompt or last >= self.longest or name in self.sequences:
+            self._refuse(request)
+        if len(self.waiting) >= self.limits.max_num_queued_reqs:
+            self._refuse(request)
+        self.sequences[name] = sequence = Sequence(request, now)
+        self.waiting.append(sequence)
+
+    def _refuse(self, request: EngineRequest) -> None:
         name, prompt, output, cached = request
         total = prompt + output
         if prompt < 1 or output < 1 or not 0 <= cached <= prompt:
@@ -119,32 +133,25 @@ class Batch:
                 f"{len(self.waiting)} requests wait, the limit is {self.limits.max_num_queued_reqs}: "
                 "try again later or add replicas"
             )
-        self.sequences[name] = sequence = Sequence(request, now)
-        self.waiting.append(sequence)
 
     def used_blocks(self) -> int:
         """KV blocks in use, those that the next decode step takes included."""
         return self.kv.used(self.number + (self.decodes > 0))
 
-    def steps_to_next_finish(self) -> int:
-        """How many decode steps until a sequence of the batch has all its tokens."""
-        finishes = self.finishes
-        while finishes[0][2].finish != finishes[0][0]:
-            heappop(finishes)
-        return finishes[0][0] - self.number
-
     def steps_with_room(self, steps: int, now: float) -> int:
         """How many of these decode steps fit the KV cache exactly, at least 1: for that one the youngest make way."""
         self._make_room(now)
-        return self.kv.steps_that_fit(self.number, min(steps, self.steps_to_next_finish()))
+        return self.kv.steps_that_fit(self.number, min(steps, self.finishes[0][0] - self.number))
 
     def choose(self, now: float) -> bool:
         """Choose who computes prompt tokens in the step that begins now; whether there is anybody."""
         chosen: list[tuple[Sequence, int]] = []
-        self.chosen, self.spans = chosen, []
+        spans: list[tuple[int, int]] = []
+        self.chosen, self.spans = chosen, spans
         self.chosen_tokens = self.fresh = self.fresh_held = 0
         kv, decodes, limits = self.kv, self.decodes, self.limits
-        if decodes and ((self.held + 16 * decodes) >> 4) + kv.reserved > kv.capacity and self._make_room(now):
+        sure = kv.capacity - ((self.held + 16 * decodes) >> 4)  # free for sure, reserved ones not taken off
+        if sure < kv.reserved and decodes and self._make_room(now):
             return False
         chunked = limits.chunked_prefill
         budget = limits.max_num_batched_tokens - (decodes if chunked else 0)
@@ -156,11 +163,9 @@ class Batch:
             total = sequence.prompt + sequence.generated
             # All of it must fit, or long prompts would be admitted only to be preempted half-way.
             need = (total + 15) >> 4
-            if ((self.held + 16 * decodes) >> 4) + kv.reserved + need > kv.capacity and (
-                self.used_blocks() + need > kv.capacity
-            ):
+            if kv.reserved + need > sure and self.used_blocks() + need > kv.capacity:
                 break
-            if not sequence.generated:
+            if sequence.cached and not sequence.generated:
                 # The last token of a prompt is computed even where all are cached: it gives the first token.
                 sequence.computed = min(sequence.cached, sequence.prompt - 1)
             if not chunked and chosen and not self._goes_with_chosen(sequence, budget):
@@ -171,22 +176,33 @@ class Batch:
             kv.reserved += need
             if sequence.scheduled == NOT_SCHEDULED:
                 sequence.scheduled = now
-            budget -= self._take(sequence, budget if chunked else total)
-        self.with_decodes = chunked or not self.spans
+            if sequence.computed == 0 and total <= budget:
+                chosen.append((sequence, total))
+                spans.append((0, total))
+                self.chosen_tokens += total
+                budget -= total
+            else:
+                budget -= self._take(sequence, budget if chunked else total)
+        self.with_decodes = chunked or not spans
         return bool(chosen)
 
     def join(self, sequence: Sequence, now: float) -> None:
         """A sequence whose prompt is computed decodes from now on."""
-        number = self.number
+        number, computed, generated = self.number, sequence.computed, sequence.generated
+        kv = self.kv
+        kv.reserved -= sequence.reserved
+        sequence.reserved = 0
+        if sequence is self.partial:
+            self.partial = None
         self.decodes += 1
-        self.held += sequence.computed
-        sequence.finish = finish = number + sequence.output - sequence.generated
-        sequence.computed -= number
-        sequence.generated -= number
+        self.held += computed
+        sequence.finish = finish = number + sequence.output - generated
+        sequence.computed = offset = computed - number
+        sequence.generated = generated - number
         sequence.last_token = now
-        self.kv.join(sequence.computed)
-        self._joins += 1
-        heappush(self.finishes, (finish, self._joins, sequence))
+        kv.join(offset)
+        self._joins = order = self._joins + 1
+        heappush(self.finishes, (finish, order, sequence))
 
     def leave(self, sequence: Sequence) -> None:
         """Give back what a running sequence holds; `computed` and `generated` are plain numbers again."""
@@ -215,8 +231,14 @@ class Batch:
         if self.running.pop(name, None) is None:
             self.waiting.remove(sequence)
             return
-        self.leave(sequence)
+        self._leave_early(sequence)
         self.chosen = [chunk for chunk in self.chosen if chunk[0] is not sequence]
+
+    def _leave_early(self, sequence: Sequence) -> None:
+        if sequence.finish >= 0:
+            self.finishes = [entry for entry in self.finishes if entry[2] is not sequence]
+            heapify(self.finishes)
+        self.leave(sequence)
 
     def _take(self, sequence: Sequence, budget: int) -> int:
         computed = sequence.computed
@@ -246,7 +268,7 @@ class Batch:
             if sequence.finish >= 0:
                 last_step = now if self.stalled_since is None else self.stalled_since
                 sequence.last_token = max(last_step, sequence.last_token)
-            self.leave(sequence)
+            self._leave_early(sequence)
             sequence.computed = 0
             self.waiting.appendleft(sequence)
             self.preemptions += 1

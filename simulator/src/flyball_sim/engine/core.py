@@ -18,13 +18,14 @@ on the step under way, which keeps the share of its work that is done.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from heapq import heappop
 
 from flyball_sim.engine.batch import Batch
 from flyball_sim.engine.batch import Sequence as Running
-from flyball_sim.engine.models import StepModel
+from flyball_sim.engine.models import BLOCK_TOKENS, StepModel
 from flyball_sim.engine.power import GroupPower, Pace
 from flyball_sim.engine.requests import (
     EngineLimits,
@@ -35,7 +36,7 @@ from flyball_sim.engine.requests import (
     RequestTiming,
     TokenEvent,
 )
-from flyball_sim.engine.tallies import STEP_BUCKET, EngineCounts
+from flyball_sim.engine.tallies import ITL_BUCKETS, STEP_BUCKET, EngineCounts
 from flyball_sim.engine.work import NO_LINE, NO_WORK, Work, work_table
 from flyball_sim.gpu.dies import NOMINAL_DIE, Die
 
@@ -68,8 +69,8 @@ class EngineCore:
 
     __slots__ = (
         "_batch", "_begin", "_due", "_duration", "_end", "_first", "_growth", "_kind", "_left", "_line", "_now",
-        "_pace", "_ready", "_step_began", "_step_tokens", "_steps", "_table", "_work", "counts", "events", "finished", "model",
-        "power",
+        "_pace", "_ready", "_step_began", "_step_tokens", "_steps", "_table", "_work", "counts", "events", "finished",
+        "model", "power",
     )  # fmt: skip
 
     def __init__(
@@ -284,49 +285,62 @@ class EngineCore:
         """Decide what runs from `_begin` on, a moment at which no step is under way."""
         batch = self._batch
         if (batch.waiting or batch.partial is not None) and batch.choose(self._begin):
-            decodes, held = (batch.decodes, batch.held) if batch.with_decodes else (0, 0)
-            self._work = self._table.step(decodes + batch.fresh, held + batch.fresh_held, batch.spans)
+            if batch.with_decodes:
+                tokens = batch.decodes
+                self._work = self._table.step(tokens + batch.fresh, batch.held + batch.fresh_held, batch.spans)
+            else:
+                tokens = 0
+                self._work = self._table.step(batch.fresh, batch.fresh_held, batch.spans)
             self._left = 1.0
             self._step_began = self._begin
-            self._step_tokens = decodes + batch.chosen_tokens
+            self._step_tokens = tokens + batch.chosen_tokens
             self._launch()
         elif batch.decodes:
             self._open_line()
         else:
             self._kind = _IDLE
             self._end = self._due = _NEVER
-            self.power.account_idle(self._begin, self._begin)
+            self.power.kernels_ended(self._begin)
 
     def _open_line(self) -> None:
         batch, power, begin = self._batch, self.power, self._begin
-        finish, _, sequence = batch.finishes[0]
-        steps = finish - batch.number if sequence.finish == finish else batch.steps_to_next_finish()
-        decodes, held, kv = batch.decodes, batch.held, batch.kv
-        if ((held + (steps + 15) * decodes) >> 4) + kv.reserved > kv.capacity:
+        decodes, held = batch.decodes, batch.held
+        pace = power.paces.get(decodes)
+        if pace is None:
+            line = self._table.straight_line(decodes)
+            if line is None:
+                self._open_line_with_care()
+                return
+            pace = power.make_pace(line, decodes, BLOCK_TOKENS * (batch.kv.capacity - decodes))
+        steps = batch.finishes[0][0] - batch.number
+        last_held = held + decodes * (steps - 1)
+        if (
+            last_held > pace.most_held
+            or begin < power.lag_until
+            or batch.kv.reserved
+            or batch.stalled_since is not None
+        ):
+            self._open_line_with_care()
+            return
+        if power.clock is not power.wanted or power.capped:
+            power.run_at_wanted()
+        self._kind, self._line, self._pace, self._steps = _LINE, pace.line, pace, steps
+        self._first, self._growth = first, growth = pace.first, pace.growth
+        self._end = self._due = begin + (steps * first + growth * (steps * (held + last_held) >> 1))
+
+    def _open_line_with_care(self) -> None:
+        """The same where blocks may run out, the line bends, decodes were stalled, or the cap may move the clock."""
+        batch, power, begin, kv = self._batch, self.power, self._begin, self._batch.kv
+        steps = batch.finishes[0][0] - batch.number
+        if ((batch.held + (steps + 15) * batch.decodes) >> 4) + kv.reserved > kv.capacity:
             steps = batch.steps_with_room(steps, begin)
-            decodes, held = batch.decodes, batch.held
+        decodes, held = batch.decodes, batch.held
         line = self._table.line(decodes, held)
         if batch.stalled_since is not None:
             steps = 1
         elif held + steps * decodes > line.until_tokens:
             steps = max(1, math.ceil((line.until_tokens - held) / decodes))
-        pace = power.pace(line, decodes)
-        excess, growth = pace.excess, pace.excess_per_token
-        last = held + decodes * (steps - 1)
-        self._kind, self._line = _LINE, line
-        if begin < power.lag_until or excess + growth * held > 0.0 or excess + growth * last > 0.0:
-            self._open_limited_line(steps)
-            return
-        power.run_at_wanted()
-        self._pace = pace
-        self._first, self._growth, self._steps = pace.first, pace.growth, steps
-        seconds = steps * pace.first + pace.growth * (steps * held + decodes * (steps * (steps - 1) >> 1))
-        self._end = self._due = begin + seconds
-
-    def _open_limited_line(self, steps: int) -> None:
-        """Decode steps whose clock the cap may move."""
-        batch, power, begin, line = self._batch, self.power, self._begin, self._line
-        decodes, held = batch.decodes, batch.held
+        self._kind, self._line, self._pace = _LINE, line, None
         piece_end = _NEVER
         if begin < power.lag_until:
             wanted = steps
@@ -338,7 +352,6 @@ class EngineCore:
             steps = power.settle_line(line, held, decodes, steps, power.held_watts)
         clock = power.clock
         host, fixed, fixed_k, clocked, clocked_k, _, _, _, _, _ = line
-        self._pace = None
         self._first = host + fixed * clock.fixed_factor + clocked * clock.clocked_factor
         self._growth = fixed_k * clock.fixed_factor + clocked_k * clock.clocked_factor
         self._steps = steps
@@ -348,16 +361,18 @@ class EngineCore:
     def _launch(self) -> None:
         """Run what is left of one step, at the clock it settles at."""
         power, work, begin = self.power, self._work, self._begin
+        kind = min(self._step_tokens >> 5, 62) + 1
         piece_end = _NEVER
         if begin < power.lag_until:
-            power.settle(work, min(power.held_watts, power.held_at(begin)))
+            power.settle(work, min(power.held_watts, power.held_at(begin)), kind)
             if power.capped:
                 limit, piece_end = power.lag_piece(begin)
-                power.settle(work, limit)
+                power.settle(work, limit, kind)
         else:
-            power.settle(work, power.held_watts)
+            power.settle(work, power.held_watts, kind)
         clock = power.clock
-        self._duration = duration = work[0] + work[1] * clock.fixed_factor + work[2] * clock.clocked_factor
+        host, fixed, clocked, _, _ = work
+        self._duration = duration = host + fixed * clock.fixed_factor + clocked * clock.clocked_factor
         self._kind = _STEP
         self._end = end = begin + self._left * duration
         self._due = piece_end if piece_end < end else end
@@ -374,17 +389,18 @@ class EngineCore:
 
     def _whole_steps(self) -> int:
         """How many steps of the line, its last one left out, are over by now."""
-        most, begin, now = self._steps - 1, self._begin, self._now
-        elapsed = max(0.0, now - begin)
-        curve = 0.5 * self._growth * self._batch.decodes
-        slope = self._first + self._growth * self._batch.held - curve
-        steps = min(most, int(2.0 * elapsed / (slope + math.sqrt(slope * slope + 4.0 * curve * elapsed))))
-        # Rounding may leave the inverse one step off.
-        while steps < most and begin + self._line_seconds(steps + 1) <= now:
-            steps += 1
-        while steps > 0 and begin + self._line_seconds(steps) > now:
-            steps -= 1
-        return steps
+        most, begin, now, batch = self._steps - 1, self._begin, self._now, self._batch
+        growth, held = self._growth, batch.held
+        curve = 0.5 * growth * batch.decodes
+        slope = self._first + growth * held - curve
+        elapsed = now - begin
+        steps = int(2.0 * elapsed / (slope + math.sqrt(slope * slope + 4.0 * curve * elapsed))) if elapsed > 0.0 else 0
+        # Rounding may leave the inverse one step off where a step ends now.
+        if steps < most:
+            if begin + self._line_seconds(steps + 1) <= now:
+                return steps + 1
+            return steps
+        return most
 
     def _stop_after_step(self) -> None:
         """Let the line of decode steps end with the one under way."""
@@ -442,6 +458,7 @@ class EngineCore:
         if pace is not None:
             self.power.account_pace(pace, steps, held_sum, seconds, now)
         else:
+            self._count_steps(steps, decodes)
             host, _, _, _, _, memory, memory_k, compute, compute_k, _ = self._line
             self.power.account(
                 seconds,
@@ -450,26 +467,47 @@ class EngineCore:
                 steps * compute + compute_k * held_sum,
                 now,
             )
-        counts.steps += steps
         counts.generation_tokens += tokens
-        counts.step_tokens += tokens
-        counts.step_buckets[STEP_BUCKET[decodes if decodes < _MOST_TOKENS else _MOST_TOKENS]] += steps
         if batch.stalled_since is None:
-            counts.inter_token.observe_line(first + growth * held, growth * decodes, steps, decodes, seconds)
+            tally, shortest = counts.inter_token, first + growth * held
+            bucket = bisect_left(ITL_BUCKETS, shortest)
+            if shortest + growth * (tokens - decodes) <= tally.bounds[bucket]:
+                tally.counts[bucket] += tokens
+                tally.total += seconds * decodes
+            else:
+                tally.observe_line(shortest, growth * decodes, steps, decodes, seconds)
         else:
             self._count_stalled(now)
         batch.number += steps
         batch.held = held + tokens
         self._begin = now
 
+    def _count_steps(self, steps: int, tokens: int) -> None:
+        counts = self.counts
+        counts.steps += steps
+        counts.step_tokens += steps * tokens
+        counts.step_buckets[STEP_BUCKET[min(tokens, _MOST_TOKENS)]] += steps
+
+    def counted(self) -> EngineCounts:
+        """All it counted, up to now."""
+        self.sync()
+        self.power.close_book()
+        for decodes, steps in self.power.steps_by_batch.items():
+            self._count_steps(steps, decodes)
+        self.power.steps_by_batch.clear()
+        return self.counts
+
     def _finish_step(self, now: float) -> None:
         """The one step under way is over."""
-        self._do(self._left, now)
+        if self._left == 1.0:
+            host, _, _, memory, compute = self._work
+            self.power.account(self._duration, self._duration - host, memory, compute, now)
+        else:
+            self._do(self._left, now)
         self._begin = now
         batch, counts = self._batch, self.counts
         counts.steps += 1
-        tokens = self._step_tokens
-        counts.step_tokens += tokens
+        counts.step_tokens += (tokens := self._step_tokens)
         counts.step_buckets[STEP_BUCKET[tokens if tokens < _MOST_TOKENS else _MOST_TOKENS]] += 1
         decodes = batch.decodes
         if batch.with_decodes:
@@ -481,7 +519,8 @@ class EngineCore:
                     counts.inter_token.observe(now - self._step_began, decodes)
                 else:
                     self._count_stalled(now)
-                self._complete(now)
+                if batch.finishes[0][0] <= batch.number:
+                    self._complete(now)
         elif decodes and batch.stalled_since is None:
             batch.stalled_since = self._step_began
         for sequence, tokens in batch.chosen:
@@ -489,7 +528,6 @@ class EngineCore:
             if computed < sequence.prompt + sequence.generated:
                 batch.partial = sequence
             else:
-                batch.unreserve(sequence)
                 self._token_after_prefill(sequence, now)
 
     def _token_after_prefill(self, sequence: Running, now: float) -> None:
@@ -506,6 +544,7 @@ class EngineCore:
         else:  # it was preempted
             counts.inter_token.observe(now - sequence.last_token)
         if number == sequence.output:
+            self._batch.unreserve(sequence)
             self._finish(sequence, now)
         else:
             self._batch.join(sequence, now)
@@ -515,10 +554,9 @@ class EngineCore:
         batch = self._batch
         finishes, number = batch.finishes, batch.number
         while finishes and finishes[0][0] <= number:
-            finish, _, sequence = heappop(finishes)
-            if sequence.finish == finish:
-                batch.leave(sequence)
-                self._finish(sequence, now)
+            sequence = heappop(finishes)[2]
+            batch.leave(sequence)
+            self._finish(sequence, now)
 
     def _finish(self, sequence: Running, now: float) -> None:
         name, output, arrival = sequence.name, sequence.output, sequence.arrival

@@ -222,6 +222,7 @@ class Machine:
         now, power = self.now_seconds, self._core.power
         since, busy_before = self._busy_at
         if now > since:
+            power.close_book()
             busy = power.busy_seconds
             self._busy_at = (now, busy)
             self._utilisation = round(100.0 * min(1.0, (busy - busy_before) / (now - since)))

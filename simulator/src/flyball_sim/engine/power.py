@@ -14,33 +14,40 @@ from flyball_sim.gpu.kind import GpuType
 
 LAG_PIECE_SECONDS = 0.01
 """The way to a new cap is walked in pieces of this length where the cap binds."""
+NO_LIMIT_WATTS = 1e6
 _SETTLED_WATTS = 0.5
+_KINDS = 64
+_PACES_KEPT = 8
+"""Limits (clock and cap) whose paces are kept: a controller that goes to and fro comes back to them."""
+_CLOCKS_PER_SHARE = 60
+"""Supported clocks by which the power of a busy card changes by itself, about; a search jumps by it."""
 
 
 class Pace:
-    """Decode steps of one batch at the wanted clock, as straight lines in the tokens held, and how many there were.
+    """Decode steps of one batch at one clock, as straight lines in the tokens held, and how many were done.
 
     A step takes ``first + growth * held`` seconds and a nominal card draws ``joules + joules_per_token * held`` in it
-    above waiting. It fits under the limit while ``excess + excess_per_token * held <= 0``.
+    above waiting. It is good for steps that start with at most `most_held` tokens.
     """
 
     __slots__ = (
-        "excess", "excess_per_token", "first", "growth", "held_sum", "host", "joules", "joules_per_token", "line",
-        "steps",
+        "decodes", "first", "growth", "held_sum", "joules", "joules_per_token", "line", "most_held", "steps",
+        "waiting_watts",
     )  # fmt: skip
 
-    def __init__(self, line: WorkLine, clock: Clock, excess: tuple[float, float]) -> None:
+    def __init__(self, line: WorkLine, clock: Clock, decodes: int, most_held: float) -> None:
         host, fixed, fixed_k, clocked, clocked_k, memory, memory_k, compute, compute_k, _ = line
         kernels = fixed * clock.fixed_factor + clocked * clock.clocked_factor
         self.line = line
-        self.host = host
+        self.decodes = decodes
         self.first = host + kernels
         self.growth = growth = fixed_k * clock.fixed_factor + clocked_k * clock.clocked_factor
         busy, bytes_watts, flops_watts = clock.busy_watts, clock.memory_watts, clock.compute_watts
         self.joules = busy * kernels + bytes_watts * memory + flops_watts * compute
         self.joules_per_token = busy * growth + bytes_watts * memory_k + flops_watts * compute_k
-        self.excess, self.excess_per_token = excess
-        self.steps = self.held_sum = 0  # done and not yet in the book
+        self.waiting_watts = clock.waiting_watts
+        self.most_held = most_held
+        self.steps = self.held_sum = 0  # not yet in the book
 
 
 class GroupPower:
@@ -57,9 +64,10 @@ class GroupPower:
     """
 
     __slots__ = (
-        "_guesses", "_idle_factor", "_idle_sum", "_kernels_until", "_lag_from", "_lag_since", "_lag_tau", "_paces",
-        "_power_factor", "_power_sum", "_sampled", "_sums", "_table", "above_joules", "book", "busy_seconds", "capped",
-        "clock", "dies", "gpu_type", "held_watts", "lag_until", "pieces", "waiting_joules", "wanted",
+        "_begun", "_guesses", "_idle_factor", "_idle_sum", "_kernels_until", "_ladder", "_lag_from", "_lag_since",
+        "_lag_tau", "_paces_of", "_power_factor", "_power_sum", "_sampled", "_sums", "_table", "above_joules", "book",
+        "busy_seconds", "capped", "clock", "dies", "gpu_type", "held_watts", "lag_until", "paces", "pieces",
+        "steps_by_batch", "waiting_joules", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -73,18 +81,24 @@ class GroupPower:
         self.clock = self.wanted
         """The clock now."""
         self.capped = False
-        self.held_watts = math.inf
+        self.held_watts = NO_LIMIT_WATTS
         """The mean power the firmware holds a card at under its cap, once it has got there."""
         self._idle_factor = self._power_factor = 1.0  # of the die that the cap slows most
-        self._lag_from, self._lag_since, self._lag_tau = math.inf, start_seconds, 0.0
+        self._lag_from, self._lag_since, self._lag_tau = NO_LIMIT_WATTS, start_seconds, 0.0
         self.lag_until = start_seconds
         """From this time on the limit in effect is the one set."""
-        self._guesses = [0, 0]
-        self._paces: dict[int, Pace] = {}
+        self._guesses = [0] * _KINDS
+        self._ladder: list[Clock] = []  # the clocks a step may settle at: the wanted one and all below
+        self.paces: dict[int, Pace] = {}
+        """By batch, at the wanted clock and under the limit as it is without lag."""
+        self._paces_of = {(self.wanted.sm_mhz, self.held_watts): self.paces}
+        self._begun: list[Pace] = []
+        self.steps_by_batch: dict[int, int] = {}
+        """Decode steps done by their pace, by batch; whoever counts them empties it."""
         self.book = EnergyBook()
         self._sums = self.book.at(self.clock.sm_mhz)
         self.busy_seconds = 0.0
-        """With kernels on the cards, up to what was accounted last."""
+        """With kernels on the cards, of what is in the book."""
         self.waiting_joules = 0.0
         """Of a nominal card, as if it had waited all the time."""
         self.above_joules = 0.0
@@ -100,25 +114,29 @@ class GroupPower:
 
     def set_wanted(self, sm_mhz: float) -> None:
         """The clock where no cap binds, from now on."""
-        self._close_paces()
+        self.close_book()
         self.wanted = self._table.at(sm_mhz)
-        self._choose_slowest()
+        self._ladder = []
+        self._limits_changed()
 
     def set_cap(self, watts: float, now_seconds: float, tau_seconds: float = 0.0) -> None:
         """Limit every card to `watts`, reached with a first-order lag (0: at once)."""
-        self._close_paces()
+        self.close_book()
         before = self.held_at(now_seconds)
         self.held_watts = held = watts * self.gpu_type.cap_held_share
         self._lag_from, self._lag_since, self._lag_tau = before, now_seconds, tau_seconds
         gap = abs(before - held)
-        lags = tau_seconds > 0.0 and _SETTLED_WATTS < gap < math.inf
+        lags = tau_seconds > 0.0 and gap > _SETTLED_WATTS
         self.lag_until = now_seconds + tau_seconds * math.log(gap / _SETTLED_WATTS) if lags else now_seconds
-        self._choose_slowest()
+        self._limits_changed()
 
-    def _choose_slowest(self) -> None:
+    def _limits_changed(self) -> None:
         waiting, held = self.wanted.waiting_watts, self.held_watts
         slowest = min(self.dies, key=lambda die: (held - die.idle_factor * waiting) / die.power_factor)
         self._idle_factor, self._power_factor = slowest.idle_factor, slowest.power_factor
+        if len(self._paces_of) >= _PACES_KEPT:
+            self._paces_of.clear()
+        self.paces = self._paces_of.setdefault((self.wanted.sm_mhz, held), {})
 
     def held_at(self, now_seconds: float) -> float:
         """The limit in effect, lag included."""
@@ -135,25 +153,63 @@ class GroupPower:
 
     # -- clocks ----------------------------------------------------------------------------------------------
 
-    def settle(self, work: Work, held_watts: float) -> None:
-        """Run at the highest clock at which a step fits under the limit, the wanted one at most."""
-        wanted = self.wanted
-        if self._excess(work, wanted, held_watts) <= 0.0:
-            self.capped = False
-            if wanted is not self.clock:
-                self._run_at(wanted)
-        else:
-            self.capped = True
-            self._run_at(self._highest_that_fits(work, held_watts, 0))
+    def settle(self, work: Work, held_watts: float, kind: int) -> None:
+        """Run at the highest clock at which a step fits under the limit, the wanted one at most; else at the lowest.
 
-    def pace(self, line: WorkLine, decodes: int) -> Pace:
-        """The pace of decode steps of this batch at the wanted clock, under the limit once it does not lag."""
-        pace = self._paces.get(decodes)
-        if pace is None or pace.line is not line:
-            if pace is not None:
-                self._close(pace)
-            excess = self._line_excess(line, self.wanted, self.held_watts)
-            self._paces[decodes] = pace = Pace(line, self.wanted, excess)
+        Args:
+            work: the step's.
+            held_watts: the limit.
+            kind: steps of one kind (0 to 63) have clocks near each other: the search begins at the last one's.
+        """
+        ladder = self._ladder
+        if not ladder:
+            kind_of, wanted = self.gpu_type, self.wanted
+            below = math.ceil((wanted.sm_mhz - kind_of.sm_min_mhz) / kind_of.sm_step_mhz)
+            self._ladder = ladder = [*self._table.grid()[:below], wanted]
+        host, fixed, clocked, memory, compute = work
+        idle, power = self._idle_factor, self._power_factor
+        # ladder[fits] fits, ladder[over] does not; -1 and the length where there is none.
+        top = len(ladder) - 1
+        fits, over = -1, top + 1
+        index = min(self._guesses[kind], top)
+        while True:
+            clock = ladder[index]
+            kernels = fixed * clock.fixed_factor + clocked * clock.clocked_factor
+            seconds = host + kernels
+            above = clock.busy_watts * kernels + clock.memory_watts * memory + clock.compute_watts * compute
+            excess = (idle * clock.waiting_watts - held_watts) * seconds + power * above
+            if excess <= 0.0:
+                fits = index
+                if over - fits == 1:
+                    break
+                index -= int(_CLOCKS_PER_SHARE * excess / (held_watts * seconds)) - 1
+                if index >= over:
+                    index = over - 1
+            else:
+                over = index
+                if over - fits == 1:
+                    break
+                index -= int(_CLOCKS_PER_SHARE * excess / (held_watts * seconds)) + 1
+                if index <= fits:
+                    index = fits + 1
+        self.capped = fits < top
+        fits = max(fits, 0)
+        self._guesses[kind] = fits
+        clock = ladder[fits]
+        if clock is not self.clock:
+            self._run_at(clock)
+
+    def make_pace(self, line: WorkLine, decodes: int, room_tokens: int) -> Pace:
+        """The pace of decode steps of this batch at the wanted clock, under the limit as it is without lag.
+
+        Args:
+            line: their work, all of it.
+            decodes: the batch.
+            room_tokens: how many tokens its sequences may hold for sure.
+        """
+        base, slope = self._line_excess(line, self.wanted, self.held_watts)
+        fits = -base / slope if slope > 0.0 else math.inf if base <= 0.0 else -1.0
+        self.paces[decodes] = pace = Pace(line, self.wanted, decodes, min(fits, room_tokens))
         return pace
 
     def run_at_wanted(self) -> None:
@@ -174,9 +230,8 @@ class GroupPower:
             if now + slope * batch * (steps - 1) > 0.0:
                 steps = max(1, math.floor(-now / (slope * batch)) + 1)
             return steps
-        self.capped = True
-        clock = self._highest_that_fits(line.at(held), held_watts, 1)
-        self._run_at(clock)
+        self.settle(line.at(held), held_watts, 0)
+        clock = self.clock
         base, slope = self._line_excess(line, clock, held_watts)
         now = base + slope * held
         if now <= 0.0 < slope:
@@ -188,16 +243,8 @@ class GroupPower:
                 steps = min(steps, max(1, math.ceil(-(base + slope * held) / (slope * batch))))
         return steps
 
-    def _excess(self, work: Work, clock: Clock, held_watts: float) -> float:
-        """Joules of the slowest die in this step, beyond what the cap allows in its time."""
-        host, fixed, clocked, memory, compute = work
-        kernels = fixed * clock.fixed_factor + clocked * clock.clocked_factor
-        above = clock.busy_watts * kernels + clock.memory_watts * memory + clock.compute_watts * compute
-        waiting = self._idle_factor * clock.waiting_watts - held_watts
-        return waiting * (host + kernels) + self._power_factor * above
-
     def _line_excess(self, line: WorkLine, clock: Clock, held_watts: float) -> tuple[float, float]:
-        """The same as a straight line in the tokens held: at 0, and per token."""
+        """Joules of the slowest die in a step beyond what the limit allows: with no tokens held, and per token."""
         host, fixed, fixed_k, clocked, clocked_k, memory, memory_k, compute, compute_k, _ = line
         a, b, power = clock.fixed_factor, clock.clocked_factor, self._power_factor
         bytes_watts, flops_watts = power * clock.memory_watts, power * clock.compute_watts
@@ -207,33 +254,6 @@ class GroupPower:
             waiting * host + busy * (fixed * a + clocked * b) + bytes_watts * memory + flops_watts * compute,
             busy * (fixed_k * a + clocked_k * b) + bytes_watts * memory_k + flops_watts * compute_k,
         )
-
-    def _highest_that_fits(self, work: Work, held_watts: float, kind: int) -> Clock:
-        """The highest supported clock below the wanted one that fits; the lowest where none does.
-
-        From where the last step of this kind settled outwards, for neighbours have neighbouring clocks.
-        """
-        gpu_type, clocks = self.gpu_type, self._table.grid()
-        idle, power = self._idle_factor, self._power_factor
-        host, fixed, clocked, memory, compute = work
-        # clocks[fits] is the lowest or fits, clocks[over] does not.
-        fits, over = 0, math.ceil((self.wanted.sm_mhz - gpu_type.sm_min_mhz) / gpu_type.sm_step_mhz)
-        index, reach = self._guesses[kind], 1
-        while over - fits > 1:
-            if not fits < index < over:
-                index = (fits + over) // 2
-            clock = clocks[index]
-            kernels = fixed * clock.fixed_factor + clocked * clock.clocked_factor
-            above = clock.busy_watts * kernels + clock.memory_watts * memory + clock.compute_watts * compute
-            if (idle * clock.waiting_watts - held_watts) * (host + kernels) + power * above <= 0.0:
-                fits = index
-                index += reach
-            else:
-                over = index
-                index -= reach
-            reach *= 2
-        self._guesses[kind] = fits
-        return clocks[fits]
 
     def _run_at(self, clock: Clock) -> None:
         if clock is not self.clock:
@@ -260,47 +280,46 @@ class GroupPower:
         sums.compute_seconds += compute * clock.compute_factor
         self.waiting_joules += clock.waiting_watts * seconds
         self.above_joules += clock.busy_watts * kernels + clock.memory_watts * memory + clock.compute_watts * compute
-        self._kernels_until = now_seconds
         if self.pieces is not None:
             self.pieces.append((now_seconds, self.waiting_joules, self.above_joules))
 
     def account_pace(self, pace: Pace, steps: int, held_sum: int, seconds: float, now_seconds: float) -> None:
         """Whole decode steps at the wanted clock that ended now; `held_sum` is the tokens they held, added up."""
+        if not pace.steps:
+            self._begun.append(pace)
         pace.steps += steps
         pace.held_sum += held_sum
-        self.busy_seconds += seconds - steps * pace.host
-        self.waiting_joules += self.clock.waiting_watts * seconds
-        self.above_joules += steps * pace.joules + held_sum * pace.joules_per_token
-        self._kernels_until = now_seconds
+        self.waiting_joules = waiting = self.waiting_joules + pace.waiting_watts * seconds
+        self.above_joules = above = self.above_joules + steps * pace.joules + held_sum * pace.joules_per_token
         if self.pieces is not None:
-            self.pieces.append((now_seconds, self.waiting_joules, self.above_joules))
+            self.pieces.append((now_seconds, waiting, above))
 
     def close_book(self) -> EnergyBook:
         """The book with all in it that is accounted for."""
-        for pace in self._paces.values():
-            self._close(pace)
-        return self.book
-
-    def _close_paces(self) -> None:
-        self.close_book()
-        self._paces.clear()
-
-    def _close(self, pace: Pace) -> None:
-        steps, held_sum = pace.steps, pace.held_sum
-        if steps:
-            clock, sums = self.wanted, self.book.at(self.wanted.sm_mhz)
+        clock, sums = self.wanted, self.book.at(self.wanted.sm_mhz)
+        for pace in self._begun:
+            steps, held_sum = pace.steps, pace.held_sum
             host, _, _, _, _, memory, memory_k, compute, compute_k, _ = pace.line
             seconds = steps * pace.first + pace.growth * held_sum
+            kernels = seconds - steps * host
             sums.step_seconds += seconds
-            sums.busy_seconds += seconds - steps * host
+            sums.busy_seconds += kernels
+            self.busy_seconds += kernels
             sums.memory_seconds += steps * memory + memory_k * held_sum
             sums.compute_seconds += (steps * compute + compute_k * held_sum) * clock.compute_factor
+            self.steps_by_batch[pace.decodes] = self.steps_by_batch.get(pace.decodes, 0) + steps
             pace.steps = pace.held_sum = 0
+        self._begun.clear()
+        return self.book
+
+    def kernels_ended(self, now_seconds: float) -> None:
+        """Nothing runs from now on; the cards go to the wanted clock."""
+        self._kernels_until = now_seconds
+        self.run_at_wanted()
 
     def account_idle(self, since_seconds: float, now_seconds: float) -> None:
         """No step was under way from `since_seconds` to now; the cards go to the wanted clock."""
-        self._run_at(self.wanted)
-        self.capped = False
+        self.run_at_wanted()
         seconds = now_seconds - since_seconds
         if seconds <= 0.0:
             return

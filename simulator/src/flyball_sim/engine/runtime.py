@@ -169,7 +169,7 @@ class EngineRuntime:
             core.preemptions,
             core.busy_seconds(),
             core.power.clock.sm_mhz,
-            core.counts,
+            core.counted(),
         )
 
     def close(self) -> None:

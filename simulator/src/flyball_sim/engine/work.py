@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -64,6 +65,11 @@ class WorkTable:
             if held_tokens < line.until_tokens:
                 return line
         return self._next_piece(decodes, held_tokens)
+
+    def straight_line(self, decodes: int) -> WorkLine | None:
+        """The work of a batch where one piece holds for any number of tokens."""
+        pieces = self._lines.get(decodes) or [self._next_piece(decodes, 0)]
+        return pieces[0] if pieces[0].until_tokens == math.inf else None
 
     def step(self, decodes: int, held_tokens: int, chunks: list[tuple[int, int]]) -> Work:
         """One step, as `StepModel.cost` has it."""
