@@ -13,10 +13,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 import flyball_sim
-from flyball_sim.scoreboard.cells import AZURE, Case, Cell
+from flyball_sim.scoreboard.cells import Case, Cell
 from flyball_sim.scoreboard.contest import BLOCKS, ROWS, Contest, Options, Row, capacity
 from flyball_sim.scoreboard.intervals import ratio_interval, share_interval
 from flyball_sim.scoreboard.slo import ATTAINMENT
@@ -152,45 +150,60 @@ def run_board(
     """
     watching = watcher or Nobody()
     watching.planned(len(cells))
-    by_case: dict[Case, list[Cell]] = {}
-    for cell in cells:
-        by_case.setdefault(cell.case, []).append(cell)
-    executor: Executor = (
-        _Inline() if jobs == 1 else ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn"))
-    )
-    waiting: dict[Future[Any], Case | Cell] = {}
-
-    def start(case: Case, multiplier: float | None) -> Iterator[Record]:
-        for cell in by_case[case]:
-            known = store.get(_cell_key(cell, rows))
-            if multiplier is None:
-                watching.finished(cell, [])
-            elif known is None:
-                waiting[executor.submit(play, cell, multiplier, options, rows)] = cell
-            else:
-                watching.finished(cell, known)
-                yield from known
-
+    work = _Work(options, store, jobs=jobs, rows=rows)
     try:
-        for case in by_case:
-            known = store.get(_capacity_key(case))
-            if known is None:
-                waiting[executor.submit(find_capacity, case, options)] = case
-            else:
-                yield from start(case, known["multiplier"])
-        while waiting:
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in sorted(done, key=lambda each: str(waiting[each])):
-                what, result = waiting.pop(future), future.result()
-                if isinstance(what, Case):
-                    store.put(_capacity_key(what), {"multiplier": result})
-                    yield from start(what, result)
-                else:
-                    store.put(_cell_key(what, rows), result)
-                    watching.finished(what, result)
-                    yield from result
+        for cell, records in work.through(cells):
+            watching.finished(cell, records)
+            yield from records
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        work.stop()
+
+
+class _Work:
+    """Capacities and cells under way."""
+
+    def __init__(self, options: Options, store: Store, *, jobs: int, rows: Sequence[str]) -> None:
+        self._options, self._store, self._rows = options, store, rows
+        self._executor: Executor = (
+            _Inline() if jobs == 1 else ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn"))
+        )
+        self._waiting: dict[Future[Any], Case | Cell] = {}
+        self._by_case: dict[Case, list[Cell]] = {}
+
+    def through(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Record]]]:
+        """Each cell with its rows, as it is done; no rows where a case has no capacity."""
+        for cell in cells:
+            self._by_case.setdefault(cell.case, []).append(cell)
+        for case in self._by_case:
+            known = self._store.get(_capacity_key(case))
+            if known is None:
+                self._waiting[self._executor.submit(find_capacity, case, self._options)] = case
+            else:
+                yield from self._start(case, known["multiplier"])
+        while self._waiting:
+            done, _ = wait(self._waiting, return_when=FIRST_COMPLETED)
+            for future in sorted(done, key=lambda each: str(self._waiting[each])):
+                what, result = self._waiting.pop(future), future.result()
+                if isinstance(what, Case):
+                    self._store.put(_capacity_key(what), {"multiplier": result})
+                    yield from self._start(what, result)
+                else:
+                    self._store.put(_cell_key(what, self._rows), result)
+                    yield what, result
+
+    def stop(self) -> None:
+        """Leave what has not begun, wait for what has."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self, case: Case, multiplier: float | None) -> Iterator[tuple[Cell, list[Record]]]:
+        for cell in self._by_case[case]:
+            known = self._store.get(_cell_key(cell, self._rows))
+            if multiplier is None:
+                yield cell, []
+            elif known is None:
+                self._waiting[self._executor.submit(play, cell, multiplier, self._options, self._rows)] = cell
+            else:
+                yield cell, known
 
 
 def _capacity_key(case: Case) -> dict[str, Any]:
@@ -199,14 +212,3 @@ def _capacity_key(case: Case) -> dict[str, Any]:
 
 def _cell_key(cell: Cell, rows: Sequence[str]) -> dict[str, Any]:
     return {"what": "cell", **cell.key, "rows": list(rows)}
-
-
-def uses_data(cells: Sequence[Cell]) -> bool:
-    """Whether any cell replays the measured trace."""
-    return any(cell.case.trace == AZURE for cell in cells)
-
-
-def mean_ratio(records: Sequence[Record], controller: str, field: str) -> float:
-    """The geometric mean of a field over the ranked rows of one controller; NaN without any."""
-    values = [row[field] for row in records if row["controller"] == controller and row["ranked"] and row[field]]
-    return float(np.exp(np.mean(np.log(values)))) if values else math.nan

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flyball_sim.scoreboard.cells import Cell
 
 _ERROR = 2
+_FILE_COLUMNS = 170
 
 
 class _WrongFilterError(ValueError):
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     from flyball_sim.load.traces import TraceError  # noqa: PLC0415
     from flyball_sim.scoreboard.board import digest_of, run_board  # noqa: PLC0415
-    from flyball_sim.scoreboard.contest import ROWS, Options  # noqa: PLC0415
+    from flyball_sim.scoreboard.contest import QUICK_RUNS, ROWS, SEARCH_RUNS, Options  # noqa: PLC0415
     from flyball_sim.scoreboard.store import Store, StoreError  # noqa: PLC0415
     from flyball_sim.scoreboard.table import table  # noqa: PLC0415
 
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     except _WrongFilterError as error:
         errors.print(f"flyball-sim scoreboard: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return _ERROR
-    options = Options(seed=args.seed, draws=args.draws, data=args.data)
+    runs = QUICK_RUNS if args.quick else SEARCH_RUNS
+    options = Options(seed=args.seed, draws=args.draws, data=args.data, search_runs=runs)
     records: list[dict[str, Any]] = []
     try:
         with Store(args.out, digest_of(options)) as store, _Bar(errors) as bar:
@@ -78,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
         console = Console()
+        # A table in a file or a pipe has no terminal to fit.
+        console = console if console.is_terminal else Console(width=_FILE_COLUMNS)
         console.print(table(records, f"seed {args.seed}, {len(cells)} cells; {machine}"), soft_wrap=True)
     return 0
 

@@ -26,6 +26,9 @@ from flyball_sim.world.slo import met_all
 
 CAPACITY_TOLERANCE = 0.02
 CAP_STEP_WATTS = 5.0
+SEARCH_RUNS = 150
+QUICK_RUNS = 100
+"""Runs of the search for the clairvoyant schedule."""
 BLOCKS = 40
 """Stretches of a run that are resampled for its intervals."""
 
@@ -46,7 +49,7 @@ class Options:
     draws: int = 0
     data: Path | None = None
     requests: int | None = None
-    search_runs: int = 150
+    search_runs: int = SEARCH_RUNS
 
 
 @dataclass(frozen=True, slots=True)

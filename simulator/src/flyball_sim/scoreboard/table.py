@@ -14,9 +14,9 @@ def table(records: Sequence[Record], title: str) -> Table:
     """One line a row, cells apart; energy of what misses the SLO is not shown."""
     grid = Table(title=title, title_justify="left")
     for heading in ("world", "trace", "load", "slo", "controller"):
-        grid.add_column(heading)
+        grid.add_column(heading, no_wrap=True)
     for heading in ("energy", "band", "of unlocked", "of bound", "attained", "setting"):
-        grid.add_column(heading, justify="right")
+        grid.add_column(heading, justify="right", no_wrap=True)
 
     def cell(record: Record) -> tuple[str, str, int, str]:
         return record["world"], record["trace"], record["load"], record["slo"]
