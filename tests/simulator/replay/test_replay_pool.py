@@ -16,6 +16,7 @@ from flyball_sim.replay.pool import Job, jobs_of, run_all
 WORKER = textwrap.dedent(
     """
     import os
+    import threading
 
     def report(question, job, tell):
         tell(0.5)
@@ -27,13 +28,17 @@ WORKER = textwrap.dedent(
     def fails(question, job, tell):
         if job.draw == 0:
             raise ValueError(f"draw {job.draw} is no good")
-        while True:
-            tell(0.1)
+        go_on(tell)
 
-    def endless(question, job, tell):
+    def long(question, job, tell):
         os.write(2, b"running\\n")  # one write: lines of two processes do not mix
-        while True:
+        go_on(tell)
+
+    def go_on(tell):
+        for _ in range(600):  # not for ever: whoever kills the test has nothing to clean up after a minute
+            threading.Event().wait(0.1)
             tell(0.1)
+        raise TimeoutError("nobody ended this run")
     """
 )
 
@@ -81,10 +86,10 @@ def test_runs_end_with_the_replay_however_it_ends(tmp_path: Path, how: signal.Si
         """
         import signal, sys
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        from replay_worker import endless
+        from replay_worker import long
         from flyball_sim.replay.pool import jobs_of, run_all
         if __name__ == "__main__":
-            run_all(endless, None, jobs_of(0), processes=2, on_progress=lambda _: None)
+            run_all(long, None, jobs_of(0), processes=2, on_progress=lambda _: None)
         """
     )
     (tmp_path / "main.py").write_text(script)

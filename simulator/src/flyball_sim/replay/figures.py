@@ -144,7 +144,7 @@ def _page_svg(text: str, key: str) -> str:
     svg = svg.replace("xlink:href", "href")
     for name, stand_in in _COLOURS.items():
         svg = svg.replace(stand_in, f"var(--{name})")
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
     return svg.replace("<svg ", f'<svg role="img" preserveAspectRatio="none" data-panel="{key}" ', 1).strip()
 
 
@@ -197,7 +197,7 @@ def _power(axes: Axes, plotted: Plotted) -> None:
                 above.append(f"{name} up to {_highest(values):,.0f} W")
     if above:
         text = f"{', '.join(above)}: above the picture"
-        axes.text(1, 0.98, text, transform=axes.transAxes, ha="right", va="top", color=_COLOURS["limit"])
+        axes.text(1, 0.04, text, transform=axes.transAxes, ha="right", va="bottom", color=_COLOURS["limit"])
 
 
 def _clocks(axes: Axes, plotted: Plotted) -> None:
