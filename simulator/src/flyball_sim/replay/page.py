@@ -64,6 +64,7 @@ def render(question: Question, answer: Answer, result: Result) -> str:
     template = environment.get_template("report.html.j2")
     return template.render(
         title=f"Replay of {', '.join(policy.name for policy in question.policies)}",
+        headline=part.headline.replace(" %", "\N{NO-BREAK SPACE}%"),
         asked=table.asked(question),
         result=result,
         part=part,
