@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import flyball_sim
+from flyball_sim.controlplane.keeper import die_with_parent
 from flyball_sim.scoreboard.cells import Case, Cell
 from flyball_sim.scoreboard.contest import BLOCKS, ROWS, Contest, Options, Row, capacity
 from flyball_sim.scoreboard.intervals import ratio_interval, share_interval
@@ -159,14 +161,21 @@ def run_board(
         work.stop()
 
 
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone, however it went: its results have no reader."""
+    arm = die_with_parent(parent)
+    if arm is not None:
+        arm()
+
+
 class _Work:
     """Capacities and cells under way."""
 
     def __init__(self, options: Options, store: Store, *, jobs: int, rows: Sequence[str]) -> None:
         self._options, self._store, self._rows = options, store, rows
-        self._executor: Executor = (
-            _Inline() if jobs == 1 else ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn"))
-        )
+        self._executor: Executor = _Inline()
+        if jobs > 1:
+            self._executor = ProcessPoolExecutor(jobs, get_context("spawn"), _end_with, (os.getpid(),))
         self._waiting: dict[Future[Any], Case | Cell] = {}
         self._by_case: dict[Case, list[Cell]] = {}
 

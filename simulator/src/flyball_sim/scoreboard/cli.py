@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Play the cells: 0 done, 1 a file cannot be used, 2 the command line is wrong."""
+    """Play the cells: 0 done, 2 the command line or a file it names is wrong."""
     from rich.console import Console  # noqa: PLC0415 - so that --help is quick
 
     from flyball_sim.load.traces import TraceError  # noqa: PLC0415
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
                     sys.stdout.flush()
     except (StoreError, TraceError) as error:
         errors.print(f"flyball-sim scoreboard: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 1 if isinstance(error, StoreError) else _ERROR
+        return _ERROR
     if not args.json:
         machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
         console = Console()

@@ -207,7 +207,8 @@ class Contest:
 
         One clock that no cap lowered is weighed again: the same times, the draw's watts. Anything else runs again.
         """
-        single = len(schedule) == 1 and schedule[0][1].cap_watts is None and len(outcomes.book.clocks) == 1
+        used = [sums for sums in outcomes.book.clocks.values() if sums.idle_seconds + sums.step_seconds > 0.0]
+        single = len(schedule) == 1 and schedule[0][1].cap_watts is None and len(used) == 1
         energies = []
         for index in range(self.options.draws):
             engine = cells.engine_of(self.world, draw(self.options.seed, index))
@@ -337,9 +338,14 @@ def _fixed(contest: Contest) -> Row:
 
 
 def _clairvoyant(contest: Contest) -> Row:
-    found = contest.best_schedule
+    found, cap = contest.best_schedule, contest.static_cap
     if found is None:
         return _static(contest, contest.unlocked, why="no static clock holds the SLO")
+    capped = parked_joules(contest.engine, cap.trial.outcomes)
+    if cap.feasible and capped < found.energy_joules:
+        whole = [(0.0, cap.trial.setting)]
+        details = {"cap_watts": cap.trial.setting.cap_watts, "runs": found.runs}
+        return _row(contest, cap.trial.outcomes, capped, whole, details, parked=True)
     schedule = contest.slot_schedule(found.clocks)
     outcomes = contest.serve(schedule)
     return _row(contest, outcomes, found.energy_joules, schedule, {"runs": found.runs}, parked=True)

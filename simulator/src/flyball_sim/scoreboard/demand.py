@@ -49,7 +49,7 @@ class Demand:
             length, `prefill` tokens.
         live: per slot, how many requests can be decoding in it and still meet their SLO.
         idle_seconds: per slot, time in which a work-conserving engine can be idle.
-        late_tokens: the most answer tokens that requests which may miss have.
+        late_tokens: the most tokens that steps can decode of requests which may miss.
         requests: how many there are.
     """
 
@@ -157,7 +157,7 @@ def demand(
         work=work,
         live=_live(arrival, due, edges),
         idle_seconds=_uncovered(arrival, arrival + solo.residence, edges),
-        late_tokens=float(np.sort(later)[::-1][:misses].sum()),
+        late_tokens=float(np.sort(later)[::-1][:misses].sum()) + misses,
         requests=len(trace),
     )
 

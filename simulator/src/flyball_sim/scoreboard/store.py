@@ -60,6 +60,8 @@ class Store:
     def __enter__(self) -> Self:
         if self._path is None:
             return self
+        if self._path.is_dir():
+            raise StoreError(f"{self._path} is a directory: give a file as --out")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._path.with_name(f"{self._path.name}.lock"))
