@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from flyball_sim.gpu import describe
-from flyball_sim.gpu.anchors import cap_throughput_ratio
+from flyball_sim.gpu.anchors import best_decode_lock_saving, cap_throughput_ratio
 from flyball_sim.gpu.delays import cap_tau_seconds, lock_delay_seconds
 from flyball_sim.gpu.dies import DEFAULT_SPREAD
 from flyball_sim.gpu.kind import GpuType, PowerModel
@@ -99,6 +99,13 @@ def test_a_draw_keeps_the_power_measured_at_the_highest_clock(kind, index, memor
     drawn = apply(kind, draw(1, index))
     load = GpuLoad(memory_use, compute_use, 1.0)
     assert power_at(drawn, load, 1980.0) == pytest.approx(power_at(kind, load, 1980.0), rel=0.12)
+
+
+@unhurried
+@given(indices)
+def test_a_draw_keeps_what_a_clock_lock_may_save_of_decode_energy(index):
+    assert 0.25 <= best_decode_lock_saving(apply(H200, draw(1, index))) <= 0.40
+    assert best_decode_lock_saving(apply(H100, draw(1, index))) <= 0.40
 
 
 def test_exponent_and_static_power_go_up_together():
