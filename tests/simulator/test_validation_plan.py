@@ -38,7 +38,7 @@ def cells(text: str) -> dict[str, list[str]]:
 
 def printed_table() -> str:
     page = PAGE.read_text(encoding="utf-8")
-    return page.partition("<!-- begin: flyball-sim validate -->")[2].partition("<!-- end -->")[0]
+    return page.partition(plan.BEGIN)[2].partition(plan.END)[0]
 
 
 def test_every_row_of_the_plan_is_there_and_says_whether_it_was_fitted() -> None:
@@ -120,6 +120,17 @@ def test_the_documentation_carries_what_the_command_prints() -> None:
     assert printed.keys() == made_cells.keys()
     assert all(printed[what] == line for what, line in made_cells.items() if what not in waiting)
     pytest.skip(f"no measured data at {DATA} (FLYBALL_DATA names it): {len(waiting)} rows were not remade")
+
+
+def test_a_page_keeps_everything_but_the_report_between_its_markers() -> None:
+    page = f"before\n{plan.BEGIN}\nan earlier report\n{plan.END}\nafter\n"
+    made = plan.rewritten(page, rows_of(None))
+    assert made.startswith("before\n")
+    assert made.endswith(f"{plan.END}\nafter\n")
+    assert plan.report(rows_of(None)) in made
+    assert "an earlier report" not in made
+    with pytest.raises(plan.DataError, match="put both where the report is to stand"):
+        plan.rewritten("no markers", rows_of(None))
 
 
 def test_the_documentation_keeps_to_the_wording_that_survives_review() -> None:

@@ -18,6 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="directory of measured data, with calibration/ in it; without it the rows that need it say so",
     )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="rewrite the report in this Markdown page as well")
     parser.add_argument("--json", action="store_true", help="one JSON object a line for each row")
 
 
@@ -44,4 +45,10 @@ def run(args: argparse.Namespace) -> int:
         print(table.json_lines(rows))
     else:
         print(plan.report(rows))
+    if args.page is not None:
+        try:
+            args.page.write_text(plan.rewritten(args.page.read_text("utf-8"), rows), "utf-8")
+        except (OSError, UnicodeDecodeError, plan.DataError) as error:
+            print(f"flyball-sim validate: --page {args.page}: {error}", file=sys.stderr)
+            return 2
     return 1 if any(row.fails for row in rows) else 0

@@ -10,11 +10,12 @@ from flyball_sim.validation import caps, clocks, controllers, latency, linger, p
 from flyball_sim.validation.rows import Row
 
 CALIBRATION = "calibration"
+BEGIN, END = "<!-- begin: flyball-sim validate -->", "<!-- end -->"
 ALL_RUNS, POWER_RUNS = 105, 64
 
 
 class DataError(Exception):
-    """The data directory cannot serve; the message names it and the mend."""
+    """A directory or page cannot serve; the message says why, and the mend."""
 
 
 def checked_data(directory: Path | None) -> Path | None:
@@ -46,6 +47,19 @@ def parts(data: Path | None) -> Sequence[tuple[str, Callable[[], tuple[Row, ...]
 def report(rows: Sequence[Row]) -> str:
     """The table, what may be claimed, the sources and the verdict, in Markdown."""
     return "\n\n".join((table.markdown(rows), claims(rows), table.sources(rows), table.summary(rows)))
+
+
+def rewritten(page: str, rows: Sequence[Row]) -> str:
+    """A Markdown page with the report between its two markers.
+
+    Raises:
+        DataError: it lacks one of them.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise DataError(f"there are no lines {BEGIN!r} and {END!r}: put both where the report is to stand")
+    return f"{before}{begin}\n\n{report(rows)}\n\n{end}{after}"
 
 
 def claims(rows: Sequence[Row]) -> str:
