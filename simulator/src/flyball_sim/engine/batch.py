@@ -149,7 +149,7 @@ class Batch:
         spans: list[tuple[int, int]] = []
         self.chosen, self.spans = chosen, spans
         self.chosen_tokens = self.fresh = self.fresh_held = 0
-        kv, decodes, limits = self.kv, self.decodes, self.limits
+        kv, decodes, limits, waiting, running = self.kv, self.decodes, self.limits, self.waiting, self.running
         sure = kv.capacity - ((self.held + 16 * decodes) >> 4)  # free for sure, reserved ones not taken off
         if sure < kv.reserved and decodes and self._make_room(now):
             return False
@@ -157,7 +157,6 @@ class Batch:
         budget = limits.max_num_batched_tokens - (decodes if chunked else 0)
         if self.partial is not None and budget > 0:
             budget -= self._take(self.partial, budget)
-        waiting, running = self.waiting, self.running
         while waiting and budget > 0 and len(running) < limits.max_num_seqs:
             sequence = waiting[0]
             total = sequence.prompt + sequence.generated
@@ -189,17 +188,15 @@ class Batch:
     def join(self, sequence: Sequence, now: float) -> None:
         """A sequence whose prompt is computed decodes from now on."""
         number, computed, generated = self.number, sequence.computed, sequence.generated
-        kv = self.kv
-        kv.reserved -= sequence.reserved
-        sequence.reserved = 0
-        if sequence is self.partial:
-            self.partial = None
         self.decodes += 1
         self.held += computed
         sequence.finish = finish = number + sequence.output - generated
         sequence.computed = offset = computed - number
         sequence.generated = generated - number
         sequence.last_token = now
+        kv = self.kv
+        kv.reserved -= sequence.reserved
+        sequence.reserved = 0
         kv.join(offset)
         self._joins = order = self._joins + 1
         heappush(self.finishes, (finish, order, sequence))

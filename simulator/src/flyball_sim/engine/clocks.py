@@ -7,6 +7,9 @@ from functools import lru_cache
 from flyball_sim.engine.book import power_line
 from flyball_sim.gpu.kind import GpuType
 
+Coefficients = tuple[float, float, float, float, float, float]
+"""Of a `Clock`: factors fixed and clocked, watts waiting, busy, memory and compute."""
+
 
 class Clock:
     """One SM clock of a GPU type.
@@ -38,6 +41,17 @@ class Clock:
         self.memory_watts = line.memory
         self.compute_watts = line.compute * self.compute_factor
 
+    def coefficients(self) -> Coefficients:
+        """What the law needs, to be had at once."""
+        return (
+            self.fixed_factor,
+            self.clocked_factor,
+            self.waiting_watts,
+            self.busy_watts,
+            self.memory_watts,
+            self.compute_watts,
+        )
+
 
 class ClockTable:
     """The clocks of a GPU type, made when they are first asked for; shared by all engines of the type.
@@ -51,7 +65,7 @@ class ClockTable:
         self._gpu_type = gpu_type
         self._reference_mhz = reference_mhz
         self._clocks: dict[float, Clock] = {}
-        self._grid: list[Clock] = []
+        self._grid: list[Coefficients] = []
 
     def at(self, sm_mhz: float) -> Clock:
         """The clock; one outside the card's range counts as the nearest, for no kernel ever runs at another."""
@@ -63,10 +77,10 @@ class ClockTable:
             self._clocks[sm_mhz] = self._clocks[supported] = clock
         return clock
 
-    def grid(self) -> list[Clock]:
-        """All supported clocks, lowest first."""
+    def grid(self) -> list[Coefficients]:
+        """The coefficients of all supported clocks, lowest first."""
         if not self._grid:
-            self._grid = [self.at(sm_mhz) for sm_mhz in self._gpu_type.supported_sm_mhz()]
+            self._grid = [self.at(sm_mhz).coefficients() for sm_mhz in self._gpu_type.supported_sm_mhz()]
         return self._grid
 
 

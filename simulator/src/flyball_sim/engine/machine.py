@@ -140,7 +140,7 @@ class Machine:
 
     def next_event_seconds(self) -> float | None:
         """No request finishes before this time if nothing else is told to it; None when nothing is under way."""
-        due = self._core.next_event_seconds()
+        due = self._core.next_finish_seconds()
         return None if due is None else min(due, self._control_due)
 
     # -- what it shows ---------------------------------------------------------------------------------------

@@ -16,11 +16,9 @@ LAG_PIECE_SECONDS = 0.01
 """The way to a new cap is walked in pieces of this length where the cap binds."""
 NO_LIMIT_WATTS = 1e6
 _SETTLED_WATTS = 0.5
-_KINDS = 64
+_ALIKES, _ALIKE_PER_WATT = 128, 0.2
 _PACES_KEPT = 8
 """Limits (clock and cap) whose paces are kept: a controller that goes to and fro comes back to them."""
-_CLOCKS_PER_SHARE = 60
-"""Supported clocks by which the power of a busy card changes by itself, about; a search jumps by it."""
 
 
 class Pace:
@@ -64,10 +62,10 @@ class GroupPower:
     """
 
     __slots__ = (
-        "_begun", "_guesses", "_idle_factor", "_idle_sum", "_kernels_until", "_ladder", "_lag_from", "_lag_since",
-        "_lag_tau", "_paces_of", "_power_factor", "_power_sum", "_sampled", "_sums", "_table", "above_joules", "book",
-        "busy_seconds", "capped", "clock", "dies", "gpu_type", "held_watts", "lag_until", "paces", "pieces",
-        "steps_by_batch", "waiting_joules", "wanted",
+        "_guesses", "_idle_factor", "_idle_sum", "_kernels_until", "_lag_from", "_lag_since", "_lag_tau", "_paces_of",
+        "_power_factor", "_power_sum", "_sampled", "_sums", "_table", "above_joules", "begun", "book", "busy_seconds",
+        "capped", "clock", "dies", "gpu_type", "held_watts", "lag_until", "paces", "pieces", "steps_by_batch",
+        "waiting_joules", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -87,12 +85,12 @@ class GroupPower:
         self._lag_from, self._lag_since, self._lag_tau = NO_LIMIT_WATTS, start_seconds, 0.0
         self.lag_until = start_seconds
         """From this time on the limit in effect is the one set."""
-        self._guesses = [0] * _KINDS
-        self._ladder: list[Clock] = []  # the clocks a step may settle at: the wanted one and all below
+        self._guesses = [0] * _ALIKES
         self.paces: dict[int, Pace] = {}
         """By batch, at the wanted clock and under the limit as it is without lag."""
         self._paces_of = {(self.wanted.sm_mhz, self.held_watts): self.paces}
-        self._begun: list[Pace] = []
+        self.begun: list[Pace] = []
+        """Those with steps that are not yet in the book."""
         self.steps_by_batch: dict[int, int] = {}
         """Decode steps done by their pace, by batch; whoever counts them empties it."""
         self.book = EnergyBook()
@@ -116,7 +114,6 @@ class GroupPower:
         """The clock where no cap binds, from now on."""
         self.close_book()
         self.wanted = self._table.at(sm_mhz)
-        self._ladder = []
         self._limits_changed()
 
     def set_cap(self, watts: float, now_seconds: float, tau_seconds: float = 0.0) -> None:
@@ -153,49 +150,36 @@ class GroupPower:
 
     # -- clocks ----------------------------------------------------------------------------------------------
 
-    def settle(self, work: Work, held_watts: float, kind: int) -> None:
-        """Run at the highest clock at which a step fits under the limit, the wanted one at most; else at the lowest.
-
-        Args:
-            work: the step's.
-            held_watts: the limit.
-            kind: steps of one kind (0 to 63) have clocks near each other: the search begins at the last one's.
-        """
-        ladder = self._ladder
-        if not ladder:
-            kind_of, wanted = self.gpu_type, self.wanted
-            below = math.ceil((wanted.sm_mhz - kind_of.sm_min_mhz) / kind_of.sm_step_mhz)
-            self._ladder = ladder = [*self._table.grid()[:below], wanted]
+    def settle(self, work: Work, held_watts: float) -> None:
+        """Run at the highest clock at which a step fits under the limit, the wanted one at most; else at the lowest."""
         host, fixed, clocked, memory, compute = work
-        idle, power = self._idle_factor, self._power_factor
-        # ladder[fits] fits, ladder[over] does not; -1 and the length where there is none.
-        top = len(ladder) - 1
-        fits, over = -1, top + 1
-        index = min(self._guesses[kind], top)
-        while True:
-            clock = ladder[index]
-            kernels = fixed * clock.fixed_factor + clocked * clock.clocked_factor
-            seconds = host + kernels
-            above = clock.busy_watts * kernels + clock.memory_watts * memory + clock.compute_watts * compute
-            excess = (idle * clock.waiting_watts - held_watts) * seconds + power * above
-            if excess <= 0.0:
-                fits = index
-                if over - fits == 1:
-                    break
-                index -= int(_CLOCKS_PER_SHARE * excess / (held_watts * seconds)) - 1
-                if index >= over:
-                    index = over - 1
-            else:
-                over = index
-                if over - fits == 1:
-                    break
-                index -= int(_CLOCKS_PER_SHARE * excess / (held_watts * seconds)) + 1
-                if index <= fits:
-                    index = fits + 1
-        self.capped = fits < top
-        fits = max(fits, 0)
-        self._guesses[kind] = fits
-        clock = ladder[fits]
+        idle, power, clock = self._idle_factor, self._power_factor, self.wanted
+        kernels = fixed * clock.fixed_factor + clocked * clock.clocked_factor
+        above = clock.busy_watts * kernels + clock.memory_watts * memory + clock.compute_watts * compute
+        over_watts = idle * clock.waiting_watts - held_watts + power * above / (host + kernels)
+        self.capped = over_watts > 0.0
+        if over_watts > 0.0:
+            kind, grid = self.gpu_type, self._table.grid()
+            # Steps as much over the limit at the wanted clock settle near each other: begin where the last one did.
+            alike = min(int(over_watts * _ALIKE_PER_WATT), _ALIKES - 1)
+            # grid[fits] is the lowest or fits, grid[over] does not or is the wanted one.
+            fits, over, reach = 0, math.ceil((clock.sm_mhz - kind.sm_min_mhz) / kind.sm_step_mhz), 1
+            index = self._guesses[alike]
+            while over - fits > 1:
+                if not fits < index < over:
+                    index = (fits + over) >> 1
+                a, b, waiting, busy, bytes_watts, flops_watts = grid[index]
+                kernels = fixed * a + clocked * b
+                above = busy * kernels + bytes_watts * memory + flops_watts * compute
+                if (idle * waiting - held_watts) * (host + kernels) + power * above <= 0.0:
+                    fits = index
+                    index += reach
+                else:
+                    over = index
+                    index -= reach
+                reach += reach
+            self._guesses[alike] = fits
+            clock = self._table.at(kind.sm_min_mhz + fits * kind.sm_step_mhz)
         if clock is not self.clock:
             self._run_at(clock)
 
@@ -230,7 +214,7 @@ class GroupPower:
             if now + slope * batch * (steps - 1) > 0.0:
                 steps = max(1, math.floor(-now / (slope * batch)) + 1)
             return steps
-        self.settle(line.at(held), held_watts, 0)
+        self.settle(line.at(held), held_watts)
         clock = self.clock
         base, slope = self._line_excess(line, clock, held_watts)
         now = base + slope * held
@@ -283,21 +267,10 @@ class GroupPower:
         if self.pieces is not None:
             self.pieces.append((now_seconds, self.waiting_joules, self.above_joules))
 
-    def account_pace(self, pace: Pace, steps: int, held_sum: int, seconds: float, now_seconds: float) -> None:
-        """Whole decode steps at the wanted clock that ended now; `held_sum` is the tokens they held, added up."""
-        if not pace.steps:
-            self._begun.append(pace)
-        pace.steps += steps
-        pace.held_sum += held_sum
-        self.waiting_joules = waiting = self.waiting_joules + pace.waiting_watts * seconds
-        self.above_joules = above = self.above_joules + steps * pace.joules + held_sum * pace.joules_per_token
-        if self.pieces is not None:
-            self.pieces.append((now_seconds, waiting, above))
-
     def close_book(self) -> EnergyBook:
         """The book with all in it that is accounted for."""
         clock, sums = self.wanted, self.book.at(self.wanted.sm_mhz)
-        for pace in self._begun:
+        for pace in self.begun:
             steps, held_sum = pace.steps, pace.held_sum
             host, _, _, _, _, memory, memory_k, compute, compute_k, _ = pace.line
             seconds = steps * pace.first + pace.growth * held_sum
@@ -309,7 +282,7 @@ class GroupPower:
             sums.compute_seconds += (steps * compute + compute_k * held_sum) * clock.compute_factor
             self.steps_by_batch[pace.decodes] = self.steps_by_batch.get(pace.decodes, 0) + steps
             pace.steps = pace.held_sum = 0
-        self._begun.clear()
+        self.begun.clear()
         return self.book
 
     def kernels_ended(self, now_seconds: float) -> None:
