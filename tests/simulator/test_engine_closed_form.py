@@ -13,6 +13,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from flyball_sim.engine.core import EngineCore
+from flyball_sim.engine.kvcache import KvBlocks
 from flyball_sim.engine.machine import Machine
 from flyball_sim.engine.models import StepModel, step_model
 from flyball_sim.engine.requests import EngineLimits, EngineRequest, RequestTiming
@@ -408,3 +409,33 @@ def test_a_line_of_values_is_counted_as_one_by_one(first, growth, steps, each):
     assert sum(tally.counts) == steps * each
     if not near:
         assert tally.counts == plain
+
+
+# -- blocks ------------------------------------------------------------------------------------------------
+
+
+@given(
+    offsets=st.lists(st.integers(-40, 300), min_size=1, max_size=30),
+    gone=st.sets(st.integers(0, 29)),
+    step=st.integers(40, 200),
+    spare=st.integers(0, 60),
+    most=st.integers(1, 400),
+)
+@settings(deadline=None)
+def test_sixteen_counters_know_the_blocks_of_every_sequence_at_every_step(offsets, gone, step, spare, most):
+    kv = KvBlocks(0)
+    for offset in offsets:
+        kv.join(offset)
+    for index in gone:
+        if index < len(offsets):
+            kv.leave(offsets[index])
+    left = [offset for index, offset in enumerate(offsets) if index not in gone]
+
+    def plain(at: int) -> int:
+        return sum(-(-(at + offset) // BLOCK) for offset in left)
+
+    assert [kv.used(at) for at in range(step, step + 40)] == [plain(at) for at in range(step, step + 40)]
+    kv.capacity = plain(step) + spare
+    fit = kv.steps_that_fit(step, most)
+    assert plain(step + fit) <= kv.capacity
+    assert fit == most or plain(step + fit + 1) > kv.capacity
