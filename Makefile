@@ -58,7 +58,7 @@ validate: sync ## the simulator beside published measurements (DATA=directory of
 	@.venv/bin/flyball-sim validate $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 compiled: sync ## the engine's hot modules as machine code, once per source (it runs without, at a third of the speed)
-	@.venv/bin/python -m flyball_sim.engine.compiling || true
+	@.venv/bin/python -c 'from flyball_sim.engine import compiling; raise SystemExit(compiling.main())' || true
 
 scoreboard: compiled ## controllers over worlds, traces, loads and SLOs; hours, resumable (ARGS=--quick: minutes)
 	@.venv/bin/flyball-sim scoreboard $(ARGS)

@@ -1,6 +1,6 @@
 """The engine's hot modules as machine code, where somebody has had them compiled.
 
-`python -m flyball_sim.engine.compiling` compiles them with mypyc, once per source, into the user's cache; from then on
+`make compiled` compiles them with mypyc, once per source, into the user's cache; from then on
 every process that imports `flyball_sim.engine` takes them from there. They are the same modules with the same results,
 some two and a half times as fast. A build belongs to one source: after an edit the plain modules run again until the
 next build. FLYBALL_SIM_COMPILED=0 has the plain ones run in any case.
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 SWITCH = "FLYBALL_SIM_COMPILED"
-MODULES = ("batch", "clocks", "core", "kvcache", "power", "stepping", "tallies", "work")
+MODULES = ("batch", "clocks", "core", "kvcache", "machine", "power", "stepping", "tallies", "work")
 _HERE = Path(__file__).resolve().parent
 _SOURCE_ROOT = _HERE.parents[1]
 _TIMEOUT_SECONDS = 600
@@ -107,7 +107,3 @@ def main() -> int:
         print(f"the engine runs uncompiled: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
