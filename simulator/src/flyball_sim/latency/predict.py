@@ -64,13 +64,17 @@ class Prediction:
 
 
 def default_batched_tokens(model: StepModel) -> int:
-    """VLLM's own `max_num_batched_tokens` of a server: 8,192 on GPUs with 70 GiB and more but the A100, else 2,048."""
+    """VLLM's own `max_num_batched_tokens` of a server: 8,192 on GPUs with 70 GiB and more but the A100, else 2,048.
+
+    Source: `EngineArgs.get_batch_defaults` in vllm/engine/arg_utils.py, since vLLM's pull requests 12369 and 17885
+    (https://github.com/vllm-project/vllm/pull/17885); 0.28 changed it for 160 GiB and more only.
+    """
     large = model.gpu.memory_bytes >= _LARGE_MEMORY_BYTES and "A100" not in model.gpu.name
     return 8192 if large else 2048
 
 
 def default_sequences(model: StepModel) -> int:
-    """VLLM's own `max_num_seqs` of a server, chosen as `default_batched_tokens`."""
+    """VLLM's own `max_num_seqs` of a server, chosen in the same place as `default_batched_tokens`."""
     return 1024 if default_batched_tokens(model) == 8192 else 256
 
 
