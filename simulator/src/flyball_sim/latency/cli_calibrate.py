@@ -15,7 +15,7 @@ from flyball_sim.latency.cards import ModelCard, UnknownEngineError, UnknownMode
 from flyball_sim.latency.cases import gpu_named
 from flyball_sim.latency.catalogue import shipped_catalogue
 from flyball_sim.latency.modelfile import write_models
-from flyball_sim.latency.rows import RowKey, StepRow
+from flyball_sim.latency.rows import RowKey, StepRow, write_rows
 
 if TYPE_CHECKING:
     from flyball_sim.latency.measured import MeasuredStep
@@ -50,6 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     metrics.add_argument("--every", type=float, default=15.0, help="its scrape interval in seconds (default: 15)")
     metrics.add_argument("--kv-tokens", type=float, help="tokens the KV cache holds, where the metrics do not say so")
     kernels = sources.add_parser("aiconfigurator", help="the measured kernels of NVIDIA's aiconfigurator package")
+    table = sources.add_parser("kernels", help="the whole table of step times that comes with this package, again")
+    table.add_argument("--out", type=Path, required=True, metavar="rows.csv", help="latency/rows.csv of the sources")
+    table.add_argument("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one a core")
     host = sources.add_parser("host", help="what a server adds to its kernels, from ML.ENERGY's runs; prints it only")
     host.add_argument("--data", type=Path, required=True, metavar="DIR", help="directory of measured data")
     for source in (steps, metrics, kernels):
@@ -65,14 +68,13 @@ def run(args: argparse.Namespace) -> int:
     """Fit and write: 0 done, 2 the input is wrong."""
     if args.source == "host":
         return _host(args.data)
+    if args.source == "kernels":
+        return _table(args.out, args.processes)
     try:
         gpu, card, dtype = gpu_named(args.gpu), _card(args.model, args.config), precision(args.dtype)
         if args.tp < 1 or card.heads % args.tp:
             raise CalibrationError(f"--tp: {card.heads} heads cannot be shared by {args.tp} GPUs: give a divisor")
-        if not args.out.absolute().parent.is_dir():
-            raise CalibrationError(f"--out {args.out}: there is no such directory, make it first")
-        if args.out.is_dir():
-            raise CalibrationError(f"--out {args.out}: is a directory, give a file in it")
+        _check_out(args.out)
         row, remark = _row(args, gpu, card, dtype)
     except (CalibrationError, UnknownGpuTypeError, UnknownEngineError, ValueError) as error:
         print(f"flyball-sim calibrate: {error}", file=sys.stderr)
@@ -99,6 +101,51 @@ def _host(data: Path) -> int:
         f"{fit.runs} runs: {fit.step_milliseconds:.3f} ms a step and {fit.entry_nanoseconds:.2f} ns for each sequence "
         f"and entry of the vocabulary; mean error {fit.mean_error_percent:.1f} %, worst {fit.worst_error_percent:.1f} %"
     )
+    for check in fit.mixtures:
+        print(
+            f"mixtures in {check.dtype} on {_count(check.gpus, 'GPU')}, not fitted: {_count(check.runs, 'run')}, "
+            f"mean error {check.mean_error_percent:.1f} %, {check.bias_percent:+.1f} % on average"
+        )
+    return 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _check_out(out: Path) -> None:
+    if not out.absolute().parent.is_dir():
+        raise CalibrationError(f"--out {out}: there is no such directory, make it first")
+    if out.is_dir():
+        raise CalibrationError(f"--out {out}: is a directory, give a file in it")
+
+
+def _table(out: Path, processes: int) -> int:
+    # These load numpy and scipy, and rich's bar, which only this needs.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import track  # noqa: PLC0415
+
+    from flyball_sim.latency.composed import REMARKS, NotComposedError  # noqa: PLC0415
+    from flyball_sim.latency.table import compose_table, table_keys  # noqa: PLC0415
+
+    rows: dict[RowKey, StepRow] = {}
+    try:
+        _check_out(out)
+        if processes < 1:
+            raise CalibrationError(f"--processes is {processes}: give 1 or more")
+        errors = Console(stderr=True)
+        for key, made in track(compose_table(processes), "composing", total=len(table_keys()), console=errors):
+            if isinstance(made, str):
+                print(f"left out: {made}", file=sys.stderr)
+            else:
+                rows[key] = made
+    except (CalibrationError, NotComposedError) as error:
+        print(f"flyball-sim calibrate: {error}", file=sys.stderr)
+        return 2
+    _write(out, write_rows(rows, REMARKS))
+    mean = sum(row.fit_percent for row in rows.values()) / len(rows)
+    worst = max(row.fit_worst_percent for row in rows.values())
+    print(f"{len(rows)} rows, mean error {mean:.1f} %, worst {worst:.1f} %; written to {out}")
     return 0
 
 

@@ -15,11 +15,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from flyball_sim.gpu.types import GPU_TYPES
 from flyball_sim.latency.cards import ModelCard
 from flyball_sim.latency.fitting import line, nondecreasing, nonnegative
-from flyball_sim.latency.rows import KNOTS, StepRow
+from flyball_sim.latency.rows import DECODE_KNOTS, KNOTS, StepRow
 
 SYSTEMS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -42,7 +43,8 @@ SYSTEMS: Mapping[str, tuple[str, str]] = MappingProxyType(
 REMARKS = (
     "Coefficients fitted to steps that were put together from the kernel tables of NVIDIA AIConfigurator 0.12.0",
     "(https://github.com/ai-dynamo/aiconfigurator, Apache-2.0): vLLM 0.24.0, on A100 0.14.0. Microseconds.",
-    "flyball_sim/latency/rows.py gives the formula, docs/models.md says what they rest on and how to remake them.",
+    "flyball_sim/latency/rows.py gives the formula, docs/models.md says what they rest on.",
+    "Remade byte for byte, with aiconfigurator-core 0.12.0 installed, by: flyball-sim calibrate kernels --out rows.csv",
 )
 INSTALL = "install it with: pip install 'flyball-sim[aiconfigurator]'"
 _COMPOSED_AS = {"Qwen3ForCausalLM": "LlamaForCausalLM"}
@@ -52,7 +54,7 @@ _SMALL_KERNEL_BANDWIDTH = 0.8
 """A kernel that only moves data: the package's own constants for them."""
 _FP8_BLOCK = 128
 _LARGEST_DECODE = 512
-_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_BATCHES = DECODE_KNOTS
 _SHORTEST = 128
 _CONTEXTS = (_SHORTEST, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _LARGEST_HELD = 2**21
@@ -66,6 +68,16 @@ _Kernels = dict[str, float]
 
 class NotComposedError(RuntimeError):
     """The package is not there, or has no kernels for this model on this GPU; the message says which."""
+
+
+def check_installed() -> None:
+    """Nothing, if the package is there.
+
+    Raises:
+        NotComposedError: it is not.
+    """
+    if importlib.util.find_spec("aiconfigurator_core") is None:
+        raise NotComposedError(f"the package aiconfigurator is not installed: {INSTALL}")
 
 
 def _configuration(card: ModelCard) -> dict[str, Any]:
@@ -91,6 +103,14 @@ def _configuration(card: ModelCard) -> dict[str, Any]:
     return shape
 
 
+def _even_experts(engine: ModuleType, card: ModelCard, options: Mapping[str, Any]) -> str:
+    operations = importlib.import_module("aiconfigurator_core.sdk.operations")
+    widths = importlib.import_module("aiconfigurator_core.sdk.common").MoEQuantMode
+    shape = (card.layers, card.hidden, card.intermediate, card.experts_per_token, card.experts)
+    group = (options["moe_tp_size"], options["moe_ep_size"], widths[options["moe_quant_mode"]])
+    return str(engine.build_ops_json([operations.MoE("moe", *shape, *group, "balanced", 1)]))
+
+
 class Kernels:
     """The kernels of one model on one group of GPUs, timed in microseconds by the package's engine.
 
@@ -99,8 +119,7 @@ class Kernels:
     """
 
     def __init__(self, gpu: str, card: ModelCard, tp: int, dtype: str) -> None:
-        if importlib.util.find_spec("aiconfigurator_core") is None:
-            raise NotComposedError(f"the package aiconfigurator is not installed: {INSTALL}")
+        check_installed()
         if gpu not in SYSTEMS:
             raise NotComposedError(f"aiconfigurator has no vLLM kernels for {gpu}: it has {', '.join(SYSTEMS)}")
         if card.heads % tp:
@@ -117,6 +136,8 @@ class Kernels:
             by_expert = dtype == "fp8" and not whole_blocks
             options["moe_quant_mode"] = "fp8_block" if dtype == "fp8" else "bfloat16"
             options |= {"moe_tp_size": 1 if by_expert else tp, "moe_ep_size": tp if by_expert else 1}
+        self._card = card
+        self._even_experts = _even_experts(engine, card, options) if card.experts else ""
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps(_configuration(card)), "utf-8")
             try:
@@ -148,9 +169,34 @@ class Kernels:
             shape = {"batch_size": 1, "s": tokens}
         wanted = [index for name, index in table.items() if name not in ("attention", "logits_gemm")]
         timed = self._timed(evaluate, wanted, **shape)
+        if self._card.experts:
+            timed["moe"] = max(timed["moe"], self._chosen_evenly(tokens))
         between = [time for name, time in timed.items() if _BETWEEN.search(name)]
         small = _SMALL_KERNEL_MICROSECONDS + 1e6 * tokens * self._turned_bytes / self._bandwidth
         return sum(timed.values()) + self._layers * small, sum(between)
+
+    def _chosen_evenly(self, tokens: int) -> float:
+        """The experts of a step whose tokens choose theirs independently and evenly; 0 where that was not timed.
+
+        The package timed tokens that share the experts out without overlap. Tokens that choose by themselves meet at
+        some experts and read fewer: as many as fewer tokens without overlap, and that much time less.
+        """
+        card = self._card
+        apart = card.experts / card.experts_per_token
+        touched = apart * (1.0 - (1.0 - 1.0 / apart) ** tokens)
+        try:
+            most = self._shared_out(min(tokens, apart))
+            return self._shared_out(tokens) - most + self._shared_out(touched)
+        except RuntimeError:  # the package's error where a GPU has no such table
+            return 0.0
+
+    def _shared_out(self, tokens: float) -> float:
+        whole = math.floor(tokens)
+        low, high = (
+            self._engine.evaluate_ops_json(self._even_experts, is_context=False, batch_size=count, s=1)[0][1] * 1e3
+            for count in (whole, whole + 1)
+        )
+        return float(low + (tokens - whole) * (high - low))
 
     def head(self, rows: int) -> float:
         """The output head for `rows` sequences."""
@@ -171,28 +217,37 @@ class Kernels:
 
 def _decode_attention(
     kernels: Kernels, card: ModelCard, tp: int, base: Callable[[int], float]
-) -> tuple[NDArray[np.float64], list[float]]:
-    """Attention of decode as ``a + b*B + c*K``, weighted by its share of a step, and the errors of whole steps.
+) -> tuple[list[float], list[float], list[float]]:
+    """Attention of decode at each of `DECODE_KNOTS`, once and per token held, and the errors of whole steps.
 
-    Keys and values that fit the GPU's second-level cache are read from there when one kernel is timed over and
-    over; a server has read all weights in between. Such points are left out, the line runs through them.
+    For each batch a line in the tokens held; both its start and its rise per token of context do not fall from one
+    batch to the next. Keys and values that fit the GPU's second-level cache are read from there when one kernel is
+    timed over and over; a server has read all weights in between. Such points are left out, the lines run through.
     """
     per_layer = card.kv_bytes_per_token(tp) / card.layers
-    shapes, times = [], []
+    shapes: list[tuple[int, int]] = []
     for batch in _BATCHES:
         for context in _CONTEXTS:
-            held = batch * context
-            cached = context > _SHORTEST and held * per_layer < _L2_BYTES
-            if context <= card.context_tokens and held <= _LARGEST_HELD and not cached:
-                shapes.append((1.0, float(batch), float(held)))
-                times.append(kernels.decode_attention(batch, context))
-    steps = np.array([base(int(shape[1])) for shape in shapes]) + times
-    found = nonnegative(np.array(shapes), np.array(times), 1.0 / steps)
-    errors = np.abs(np.array(shapes) @ found - times) / steps
-    return found, [float(error) for error in errors]
+            cached = context > _SHORTEST and batch * context * per_layer < _L2_BYTES
+            if context <= card.context_tokens and batch * context <= _LARGEST_HELD and not cached:
+                shapes.append((batch, context))
+    times = np.array([kernels.decode_attention(batch, context) for batch, context in shapes])
+    steps = np.array([base(batch) for batch, _ in shapes]) + times
+    risen = sorted({batch for batch, context in shapes if context > _SHORTEST})
+    like = {batch: min(risen, key=lambda other: abs(math.log(other / batch))) for batch in _BATCHES}
+    knots = np.array(_BATCHES)
+    started = np.array([knots <= batch for batch, _ in shapes], dtype=float)
+    rising = np.array([(knots <= like[batch]) * batch * context / like[batch] for batch, context in shapes])
+    columns = np.hstack([started, rising])
+    found = nonnegative(columns, times, 1.0 / steps)
+    once, by_context = np.cumsum(found[: len(knots)]), np.cumsum(found[len(knots) :])
+    per_token = [float(by_context[_BATCHES.index(like[batch])]) / like[batch] for batch in _BATCHES]
+    errors = np.abs(columns @ found - times) / steps
+    return once.tolist(), per_token, errors.tolist()
 
 
 def _prefill_attention(kernels: Kernels, base: Callable[[int], float]) -> tuple[NDArray[np.float64], list[float]]:
+    """Attention of prompts as ``a + b*n + c*(n*s + n*n/2)``, and the errors of whole steps."""
     shapes, times, steps = [], [], []
     for now in _CHUNKS:
         for before in _BEFORE:
@@ -221,7 +276,7 @@ def compose(gpu: str, card: ModelCard, tp: int, dtype: str) -> StepRow:
         def base(tokens: int) -> float:
             return float(np.interp(tokens, KNOTS, dense)) + head + head_row * min(tokens, _LARGEST_DECODE)
 
-        decode, decode_errors = _decode_attention(kernels, card, tp, base)
+        once, per_token, decode_errors = _decode_attention(kernels, card, tp, base)
         prefill, prefill_errors = _prefill_attention(kernels, base)
     except Exception as error:
         raise NotComposedError(
@@ -234,12 +289,12 @@ def compose(gpu: str, card: ModelCard, tp: int, dtype: str) -> StepRow:
         communication=tuple(nondecreasing(communication)) if any(communication) else (0.0,) * len(KNOTS),
         head=head,
         head_row=head_row,
-        decode_attention=float(decode[0]),
-        decode_attention_row=float(decode[1]),
-        decode_attention_token=float(decode[2]),
+        decode_attention=tuple(once),
+        decode_attention_token=tuple(per_token),
         prefill_attention=float(prefill[0]),
         prefill_attention_token=float(prefill[1]),
         prefill_attention_pair=float(prefill[2]),
+        provenance="modelled" if card.experts else "measured",  # which experts tokens choose is modelled
         fit_percent=100.0 * sum(errors) / len(errors),
         fit_worst_percent=100.0 * max(errors),
     )

@@ -14,7 +14,7 @@ from scipy.optimize import least_squares
 
 from flyball_sim.gpu.types import GpuType
 from flyball_sim.latency.cards import ModelCard
-from flyball_sim.latency.rows import KNOTS, StepRow
+from flyball_sim.latency.rows import DECODE_KNOTS, KNOTS, StepRow
 from flyball_sim.latency.steps import HOST_SECONDS_PER_SEQUENCE, HOST_SECONDS_PER_STEP
 
 COLUMNS = ("batch", "held_tokens", "prefill_tokens", "seconds")
@@ -146,9 +146,8 @@ def fit_row(
         communication=(0.0,) * len(KNOTS),
         head=0.0,
         head_row=0.0,
-        decode_attention=0.0,
-        decode_attention_row=row,
-        decode_attention_token=line,
+        decode_attention=tuple(row * decodes for decodes in DECODE_KNOTS),
+        decode_attention_token=(line,) * len(DECODE_KNOTS),
         prefill_attention=0.0,
         prefill_attention_token=0.0,
         prefill_attention_pair=pair if free[4] else 0.0,

@@ -19,6 +19,8 @@ _FEW = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _MANY = (768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384)
 KNOTS = (*_FEW, *_MANY)
 """Tokens in a step at which a row gives the time of its dense part; between them it goes straight."""
+DECODE_KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Sequences in decode at which a row gives the time of their attention."""
 
 
 class RowKey(NamedTuple):
@@ -41,12 +43,15 @@ class StepRow:
     A step with M tokens in all, B sequences in decode that hold K tokens together, R sequences that get a token
     (B and the chunks), and chunks of n tokens after s others takes
 
-    ``dense(M) + head + head_row*R + decode_attention + decode_attention_row*B + decode_attention_token*K
+    ``dense(M) + head + head_row*R + (decode_attention(B) + decode_attention_token(B)*K if B)
     + (prefill_attention + sum(prefill_attention_token*n + prefill_attention_pair*(n*s + n*n/2)) if chunks)``.
 
     Args:
         dense: at each of `KNOTS`: matrix products, norms, activations and communication.
         communication: the part of `dense` between the GPUs of the group.
+        decode_attention: at each of `DECODE_KNOTS`; straight between them and beyond the last.
+        decode_attention_token: at each of `DECODE_KNOTS`; between them this times B goes straight, so that a token
+            more of context for every sequence never costs a larger batch less. Beyond the last it stays.
         fit_percent: mean absolute error of the row against what it was fitted to.
         fit_worst_percent: the largest.
     """
@@ -55,9 +60,8 @@ class StepRow:
     communication: tuple[float, ...]
     head: float
     head_row: float
-    decode_attention: float
-    decode_attention_row: float
-    decode_attention_token: float
+    decode_attention: tuple[float, ...]
+    decode_attention_token: tuple[float, ...]
     prefill_attention: float
     prefill_attention_token: float
     prefill_attention_pair: float
@@ -67,7 +71,14 @@ class StepRow:
 
 
 _KEYS = ("gpu", "model", "dtype", "tp")
-_LISTS = ("dense", "communication")
+_LISTS: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {
+        "dense": KNOTS,
+        "communication": KNOTS,
+        "decode_attention": DECODE_KNOTS,
+        "decode_attention_token": DECODE_KNOTS,
+    }
+)
 COLUMNS = (*_KEYS, *(field.name for field in fields(StepRow)))
 _NUMBERS = tuple(name for name in COLUMNS if name not in (*_KEYS, *_LISTS, "provenance"))
 
@@ -83,13 +94,13 @@ def _number(text: str, name: str, line: int) -> float:
 
 
 def _knots(text: str, name: str, line: int) -> tuple[float, ...]:
-    parts = text.split()
+    parts, knots = text.split(), _LISTS[name]
     if not parts and name == "communication":
-        return (0.0,) * len(KNOTS)
-    if len(parts) != len(KNOTS):
-        raise RowError(f"line {line}: {name} has {len(parts)} times: give {len(KNOTS)}, one for each of {KNOTS}")
+        return (0.0,) * len(knots)
+    if len(parts) != len(knots):
+        raise RowError(f"line {line}: {name} has {len(parts)} times: give {len(knots)}, one for each of {knots}")
     values = tuple(_number(part, name, line) for part in parts)
-    if any(later < earlier for earlier, later in pairwise(values)):
+    if name != "decode_attention_token" and any(later < earlier for earlier, later in pairwise(values)):
         raise RowError(f"line {line}: {name} falls somewhere: more tokens never take less time, smooth it first")
     return values
 
@@ -120,9 +131,12 @@ def read_rows(text: str) -> dict[RowKey, StepRow]:
         key = RowKey(row["gpu"], row["model"], row["dtype"], _group(row["tp"], number))
         if key in rows:
             raise RowError(f"line {number}: {key.model} {key.dtype} on {key.tp} x {key.gpu} is there twice: drop one")
+        lists = {name: _knots(row[name], name, number) for name in _LISTS}
         rows[key] = StepRow(
-            dense=_knots(row["dense"], "dense", number),
-            communication=_knots(row["communication"], "communication", number),
+            dense=lists["dense"],
+            communication=lists["communication"],
+            decode_attention=lists["decode_attention"],
+            decode_attention_token=lists["decode_attention_token"],
             provenance="measured" if row["provenance"] == "measured" else "modelled",
             **{name: _number(row[name], name, number) for name in _NUMBERS},
         )
@@ -142,8 +156,9 @@ def write_rows(rows: Mapping[RowKey, StepRow], remarks: Iterable[str]) -> str:
     for key in sorted(rows):
         row = rows[key]
         values: dict[str, str] = {"provenance": row.provenance} | {n: str(v) for n, v in key._asdict().items()}
-        values["dense"] = " ".join(map(_digits, row.dense))
-        values["communication"] = " ".join(map(_digits, row.communication)) if any(row.communication) else ""
+        values |= {name: " ".join(map(_digits, getattr(row, name))) for name in _LISTS}
+        if not any(row.communication):
+            values["communication"] = ""
         values |= {name: _digits(getattr(row, name)) for name in _NUMBERS}
         writer.writerow([values[name] for name in COLUMNS])
     return out.getvalue()

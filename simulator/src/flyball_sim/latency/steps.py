@@ -14,12 +14,13 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 from flyball_sim.gpu.types import GpuType
 from flyball_sim.latency.cards import ModelCard, UnknownEngineError, UnknownModelError, precision
 from flyball_sim.latency.catalogue import Catalogue, shipped_catalogue
-from flyball_sim.latency.rows import KNOTS, Provenance, StepRow
+from flyball_sim.latency.rows import DECODE_KNOTS, KNOTS, Provenance, StepRow
 
 __all__ = [
     "BLOCK_TOKENS",
@@ -129,41 +130,56 @@ class _Rates(NamedTuple):
     other_clocked: float
     row_fixed: float
     row_clocked: float
-    decode_row_fixed: float
-    decode_row_clocked: float
-    held_fixed: float
-    held_clocked: float
     token_fixed: float
     token_clocked: float
     pair_fixed: float
     pair_clocked: float
     chunks_fixed: float
     chunks_clocked: float
-    decodes_fixed: float
-    decodes_clocked: float
+
+
+class _Attention(NamedTuple):
+    """Attention of a fixed number of sequences in decode, split by clock share: once, and per token they hold."""
+
+    fixed: float
+    clocked: float
+    fixed_per_token: float
+    clocked_per_token: float
+
+
+def _split(microseconds: float, share: float) -> tuple[float, float]:
+    """Seconds that do not go with the clock, and those that do."""
+    return microseconds * 1e-6 * (1.0 - share), microseconds * 1e-6 * share
+
+
+def _decode_attention(row: StepRow, decodes: int, clock_share: float) -> _Attention:
+    by_context = list(
+        accumulate((at * time for at, time in zip(DECODE_KNOTS, row.decode_attention_token, strict=True)), max)
+    )
+    left = min(bisect_right(DECODE_KNOTS, decodes) - 1, len(DECODE_KNOTS) - 2)
+    share = (decodes - DECODE_KNOTS[left]) / (DECODE_KNOTS[left + 1] - DECODE_KNOTS[left])
+    once = row.decode_attention[left] + share * (row.decode_attention[left + 1] - row.decode_attention[left])
+    if decodes >= DECODE_KNOTS[-1]:
+        per_token = by_context[-1] / DECODE_KNOTS[-1]
+    else:
+        per_token = (by_context[left] + share * (by_context[left + 1] - by_context[left])) / decodes
+    return _Attention(*_split(once, clock_share), *_split(per_token, clock_share))
 
 
 def _rates(model: StepModel) -> _Rates:
     row, card_, gpus = model.row, model.model, model.gpus
     decode, prefill = model.gpu.decode_clock_share, model.gpu.prefill_clock_share
-
-    def split(microseconds: float, share: float) -> tuple[float, float]:
-        return microseconds * 1e-6 * (1.0 - share), microseconds * 1e-6 * share
-
     width = _FP8_FLOPS if model.dtype == "fp8" else 1.0
     return _Rates(
         float(card_.kv_bytes_per_token(gpus)),
         card_.weight_bytes(model.dtype) / gpus,
         _FLOPS_PER_PARAMETER * width * card_.active_parameters / gpus,
         4.0 * card_.layers * card_.heads * card_.head_dim / gpus,
-        *split(row.head, decode),
-        *split(row.head_row, decode),
-        *split(row.decode_attention_row, decode),
-        *split(row.decode_attention_token, decode),
-        *split(row.prefill_attention_token, prefill),
-        *split(row.prefill_attention_pair, prefill),
-        *split(row.prefill_attention, decode),
-        *split(row.decode_attention, decode),
+        *_split(row.head, decode),
+        *_split(row.head_row, decode),
+        *_split(row.prefill_attention_token, prefill),
+        *_split(row.prefill_attention_pair, prefill),
+        *_split(row.prefill_attention, decode),
     )
 
 
@@ -187,12 +203,14 @@ class StepModel:
     _pieces: tuple[_Piece, ...] = field(init=False, repr=False, compare=False)
     _rates: _Rates = field(init=False, repr=False, compare=False)
     _lines: dict[int, DecodeLine] = field(init=False, repr=False, compare=False)
+    _attention: dict[int, _Attention] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         gpu = self.gpu
         object.__setattr__(self, "_pieces", _dense_pieces(self.row, gpu.decode_clock_share, gpu.prefill_clock_share))
         object.__setattr__(self, "_rates", _rates(self))
         object.__setattr__(self, "_lines", {})
+        object.__setattr__(self, "_attention", {})
 
     def decode_line(self, decodes: int, held_tokens: float = 0.0) -> DecodeLine:
         """The piece of the decode step's line that holds at `held_tokens`; cached.
@@ -207,16 +225,16 @@ class StepModel:
         return line
 
     def _line(self, decodes: int) -> DecodeLine:
-        rates = self._rates
         at_zero = self._mixed(decodes, 0, ())
+        attention = self._attention[decodes]
         return DecodeLine(
             host_seconds=at_zero.host_seconds,
             fixed_seconds=at_zero.fixed_seconds,
-            fixed_seconds_per_token=rates.held_fixed,
+            fixed_seconds_per_token=attention.fixed_per_token,
             clocked_seconds=at_zero.clocked_seconds,
-            clocked_seconds_per_token=rates.held_clocked,
+            clocked_seconds_per_token=attention.clocked_per_token,
             memory_bytes=at_zero.memory_bytes,
-            memory_bytes_per_token=rates.kv_bytes,
+            memory_bytes_per_token=self._rates.kv_bytes,
             flops=at_zero.flops,
             flops_per_token=0.0,
         )
@@ -240,6 +258,10 @@ class StepModel:
             line.flops,
         )
 
+    def _attend(self, decodes: int) -> _Attention:
+        found = self._attention[decodes] = _decode_attention(self.row, decodes, self.gpu.decode_clock_share)
+        return found
+
     def _mixed(self, decodes: int, held_tokens: int, chunks: Sequence[tuple[int, int]]) -> StepCost:
         rates = self._rates
         new = 0
@@ -254,23 +276,12 @@ class StepModel:
         piece = self._pieces[bisect_right(KNOTS, padded) - 1]
         more = padded - piece.tokens
         rows = decodes + len(chunks)
-        fixed = (
-            piece.fixed
-            + piece.fixed_slope * more
-            + rates.other_fixed
-            + rates.row_fixed * rows
-            + rates.held_fixed * held_tokens
-        )
-        clocked = (
-            piece.clocked
-            + piece.clocked_slope * more
-            + rates.other_clocked
-            + rates.row_clocked * rows
-            + rates.held_clocked * held_tokens
-        )
+        fixed = piece.fixed + piece.fixed_slope * more + rates.other_fixed + rates.row_fixed * rows
+        clocked = piece.clocked + piece.clocked_slope * more + rates.other_clocked + rates.row_clocked * rows
         if decodes:
-            fixed += rates.decodes_fixed + rates.decode_row_fixed * decodes
-            clocked += rates.decodes_clocked + rates.decode_row_clocked * decodes
+            attention = self._attention.get(decodes) or self._attend(decodes)
+            fixed += attention[0] + attention[2] * held_tokens
+            clocked += attention[1] + attention[3] * held_tokens
         if new:
             fixed += rates.chunks_fixed + rates.token_fixed * new + rates.pair_fixed * pairs
             clocked += rates.chunks_clocked + rates.token_clocked * new + rates.pair_clocked * pairs
