@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flyball_sim.engine.compiling import SWITCH, CompileError, build, cache_directory
+from flyball_sim.engine.compiling import SWITCH, CompileError, build, cache_directory, prefer_compiled
 
 RUN = """
 import flyball_sim.engine.stepping as stepping
@@ -50,3 +50,23 @@ def test_a_source_that_does_not_compile_is_said_to_run_uncompiled(tmp_path: Path
     with pytest.raises(CompileError, match=r"install mypy, setuptools and a C compiler \(cc\), or run without"):
         build(tmp_path)
     assert not cache_directory(tmp_path).exists()
+
+
+@pytest.mark.parametrize(("mode", "taken"), [(0o755, True), (0o775, False), (0o777, False)])
+def test_a_build_is_taken_only_from_where_nobody_else_could_put_it(tmp_path: Path, monkeypatch, mode, taken):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    cache_directory().mkdir(parents=True)
+    cache_directory().parent.chmod(0o755)
+    cache_directory().chmod(mode)
+    package_path = ["plain"]
+    prefer_compiled(package_path)
+    assert (len(package_path) == 2) is taken
+
+
+def test_a_cache_that_cannot_be_used_leaves_the_plain_modules(tmp_path: Path, monkeypatch):
+    (tmp_path / "flyball").write_text("not a directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    package_path = ["plain"]
+    prefer_compiled(package_path)
+    assert package_path == ["plain"]

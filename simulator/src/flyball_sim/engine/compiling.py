@@ -1,9 +1,10 @@
 """The engine's hot modules as machine code, where somebody has had them compiled.
 
-`make compiled` compiles them with mypyc, once per source, into the user's cache; from then on
-every process that imports `flyball_sim.engine` takes them from there. They are the same modules with the same results,
-some two and a half times as fast. A build belongs to one source: after an edit the plain modules run again until the
-next build. FLYBALL_SIM_COMPILED=0 has the plain ones run in any case.
+`make compiled` compiles them with mypyc, once per source, into the user's cache; from then on every process that
+imports `flyball_sim.engine` takes them from there. They are the same modules with the same results, some two and a
+half times as fast. A build belongs to one state of the sources, of those the modules import too, for mypyc may take
+constants over: after an edit the plain modules run again until the next build. FLYBALL_SIM_COMPILED=0 has the plain
+ones run in any case.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 SWITCH = "FLYBALL_SIM_COMPILED"
@@ -45,10 +48,18 @@ def cache_directory(cache: Path | None = None) -> Path:
         cache: directory to keep builds in, the user's cache directory by default.
     """
     digest = hashlib.sha256(f"{sys.implementation.cache_tag} {platform.machine()}".encode())
-    for file in sorted(_HERE.glob("*.py")):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for file in _sources():
+        digest.update(f"{file.parent.name}/{file.name}\0".encode() + file.read_bytes())
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flyball"
     return (home if cache is None else cache) / "engine" / digest.hexdigest()[:16]
+
+
+def _sources() -> list[Path]:
+    """The modules, and all of the project that they import."""
+    rooms = [file for room in ("engine", "gpu", "latency") for file in sorted((_HERE.parent / room).glob("*.py"))]
+    agent = find_spec("flyball_agent")
+    folders = [] if agent is None else agent.submodule_search_locations or []
+    return [*rooms, *(Path(folder) / name for folder in folders for name in ("scanner.py", "controllers/base.py"))]
 
 
 def prefer_compiled(package_path: list[str]) -> None:
@@ -59,10 +70,23 @@ def prefer_compiled(package_path: list[str]) -> None:
     """
     if os.environ.get(SWITCH) == "0":
         return
-    built = cache_directory()
-    if built.is_dir():
+    try:
+        built = cache_directory()
+        safe = _is_ours(built) and _is_ours(built.parent)
+    except (OSError, RuntimeError):  # no home, or a cache that cannot be read: the plain modules will do
+        return
+    if safe:
         package_path.insert(0, str(built / "flyball_sim" / "engine"))
         sys.path.append(str(built))  # what the modules share lies beside the package
+
+
+def _is_ours(directory: Path) -> bool:
+    """Whether nobody else can have put code there."""
+    try:
+        status = directory.stat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid in {0, os.geteuid()} and not status.st_mode & 0o022
 
 
 def build(cache: Path | None = None) -> Path:
@@ -74,7 +98,7 @@ def build(cache: Path | None = None) -> Path:
     target = cache_directory(cache)
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         out = Path(scratch) / "out"
         files = [f"flyball_sim/engine/{name}.py" for name in MODULES]
@@ -86,6 +110,7 @@ def build(cache: Path | None = None) -> Path:
             text=True,
             timeout=_TIMEOUT_SECONDS,
             check=False,
+            umask=0o022,
         )
         if done.returncode:
             raise CompileError(
