@@ -8,7 +8,7 @@ host), for answer tokens of requests that may be late, and for the cumulative wo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -27,11 +27,11 @@ from flyball_sim.scoreboard.slo import Floats, Slo
 
 SLOT_SECONDS = 5.0
 FRONTIER_TOLERANCE = 0.01
-MOST_SLOTS = 480
+MOST_SLOTS = 360
 
 PROMPT_CLASSES = (1, 64, 128, 256, 512, 768, 1024, 1536)
 _REMAINDER_STEP = 64
-_METHODS = ("highs-ipm", "highs-ds")
+_METHODS = ("highs-ds", "highs-ipm")
 """The second where the first fails; either's dual gives a bound."""
 
 
@@ -41,13 +41,11 @@ class Bound:
 
     Attributes:
         energy_joules: no schedule of the class has less energy.
-        edges: slot edges, seconds.
-        sm_mhz: per slot, the one clock at which the work the program's solution does there takes as long.
+        edges: edges of the slots it was found with, seconds.
     """
 
     energy_joules: float
     edges: Floats
-    sm_mhz: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,15 @@ def step_costs(found: Floors) -> dict[str, Floats]:
     """The unit cost of every activity but prompt tokens."""
     steps = {f"step {index}": band.step for index, band in enumerate(found.bands)}
     decodes = {f"decode {index}": band.decode for index, band in enumerate(found.bands)}
-    return {**steps, **decodes, "held": found.held, "pair": found.pair}
+    held = {f"held {index}": band.held for index, band in enumerate(found.bands)}
+    return {**steps, **decodes, **held, "pair": found.pair, "prompt step": found.prompt_step}
+
+
+def work_of(activity: str) -> str | None:
+    """The kind of work (`Demand.work`) an activity does; None for the steps themselves."""
+    if activity.startswith(("step", "prompt step")):
+        return None
+    return activity if activity.startswith(("prefill", "pair")) else activity.partition(" ")[0]
 
 
 class BoundProgram:
@@ -111,12 +117,19 @@ class BoundProgram:
         slots = max(1, min(MOST_SLOTS, round(end_seconds / slot_seconds)))
         edges = np.linspace(0.0, end_seconds, slots + 1)
         needs = demand(trace, slo, misses=misses, edges=edges, solo=self._solo(trace), classes=self._classes)
-        # No step decodes more than are live, and those that may be late.
-        most = needs.live.max(initial=1.0) + misses
-        found = replace(self._floors, bands=tuple(band for band in self._floors.bands if band.fewest <= most))
-        unused = set(step_costs(self._floors)) - set(step_costs(found))
-        units = {name: unit for name, unit in self._units.items() if name not in unused}
-        return _Program(units, found, self._clocks, self._limits, needs).solve()
+        return _Program(self._portions(needs), self._floors, self._clocks, self._limits, needs).solve()
+
+    def _portions(self, needs: Demand) -> dict[str, Unit]:
+        """Activities in portions of the mean slot's work, steps in those of a second: numbers a solver likes."""
+        portions = {}
+        for name, unit in self._units.items():
+            kind = work_of(name)
+            if kind is None:
+                portions[name] = unit
+            elif kind in needs.work:
+                amount = max(1.0, float(needs.work[kind].most[-1])) / (len(needs.edges) - 1)
+                portions[name] = Unit(amount, unit.frontier.scaled(amount / unit.amount))
+        return portions
 
     def _prompts(self, remainders: Sequence[int], full: int) -> dict[int, Frontier]:
         """Per class, what a token of its prompts costs: whole, or cut in full steps and a step with the remainder."""
@@ -150,8 +163,9 @@ class BoundProgram:
         shortest = min(
             top[f"step {index}"] + band.fewest * top[f"decode {index}"] for index, band in enumerate(self._floors.bands)
         )
-        step = shortest + top["held"] * prompt
-        residence = prefill + later * step + top["held"] * later * (later - 1.0) / 2.0
+        held = min(top[f"held {index}"] for index in range(len(self._floors.bands)))
+        step = shortest + held * prompt
+        residence = prefill + later * step + held * later * (later - 1.0) / 2.0
         return SoloTimes(prefill, step, residence, float(tokens.min()))
 
 
@@ -161,7 +175,7 @@ class _Program:
     def __init__(
         self, units: dict[str, Unit], found: Floors, clocks: Clocks, limits: EngineLimits, needs: Demand
     ) -> None:
-        self._units, self._found, self._clocks, self._needs = units, found, clocks, needs
+        self._units, self._needs = units, needs
         self._slots = len(needs.edges) - 1
         self._length = np.diff(needs.edges)
         self._costs: list[Floats] = []
@@ -201,24 +215,7 @@ class _Program:
         dual[~equal] = np.minimum(0.0, solution.ineqlin.marginals)
         reduced = cost - matrix.T @ dual
         safe = float(dual @ row_upper + np.minimum(reduced * lower, reduced * upper).sum())
-        return Bound(safe, self._needs.edges, self._even_clocks(solution.x))
-
-    def _even_clocks(self, solved: Floats) -> Floats:
-        taken = np.zeros(self._slots)
-        at_clock = np.zeros((len(self._clocks.sm_mhz), self._slots))
-        for name, unit in self._units.items():
-            amounts = solved[self._at[name]].reshape(len(unit.frontier.seconds), self._slots)
-            taken += unit.frontier.seconds @ amounts
-            at_clock += self._stretch(name)[:, None] * amounts.sum(axis=0)
-        slower = at_clock > taken * (1.0 + 1e-9)
-        return np.asarray(self._clocks.sm_mhz[np.minimum(slower.sum(axis=0), len(self._clocks.sm_mhz) - 1)])
-
-    def _stretch(self, name: str) -> Floats:
-        """Seconds of a portion by clock, over those at the fastest."""
-        found = self._found
-        cost = step_costs(found).get(name, found.prompt[np.argmax(found.prompt_tokens)])
-        seconds = self._clocks.seconds(cost[None, :])[0]
-        return np.asarray(seconds / max(float(seconds.min()), 1e-300))
+        return Bound(safe, self._needs.edges)
 
     def _block(self, count: int, cost: float | Floats, lower: float | Floats, upper: float | Floats) -> slice:
         start = self._columns
@@ -233,21 +230,20 @@ class _Program:
         for name, unit in self._units.items():
             corners = unit.frontier
             cost = np.repeat(corners.joules, slots)
-            # An activity alone fills no more than its slot; one without time is bounded by the work there is.
+            # An activity alone fills no more than its slot, and does no more than all of its work.
+            all_work = np.inf if work_of(name) is None else float(slots)
             most = np.concatenate(
-                [
-                    self._length / seconds if seconds > 0.0 else np.full(slots, 2.0 * needs.most_work + 1.0)
-                    for seconds in corners.seconds
-                ]
+                [np.minimum(self._length / max(seconds, 1e-300), all_work) for seconds in corners.seconds.tolist()]
             )
             self._at[name] = self._block(len(cost), cost, 0.0, most)
         self._idle = self._block(slots, clocks.idle_watts, 0.0, np.minimum(needs.idle_seconds, self._length))
         self._cards = self._block(slots, clocks.busy_watts, 0.0, self._length)
         self._host = self._block(slots, clocks.idle_watts, 0.0, self._length)
         self._late = self._block(slots, 0.0, 0.0, needs.late_tokens)
-        self._done = {
-            name: self._block(slots, 0.0, window.least[1:], window.most[1:]) for name, window in needs.work.items()
-        }
+        self._done = {}
+        for kind, window in needs.work.items():
+            portion = max(1.0, float(window.most[-1])) / slots
+            self._done[kind] = self._block(slots, 0.0, window.least[1:] / portion, window.most[1:] / portion)
 
     def _constraints(self, found: Floors, limits: EngineLimits) -> None:
         slots, needs, units = self._slots, self._needs, self._units
@@ -256,20 +252,19 @@ class _Program:
             self._activity(rows, name, by_corner=unit.frontier.seconds)
         for block in (self._idle, self._cards, self._host):
             self._add(rows, block, 1.0)
-        bands = [(band, f"step {index}", f"decode {index}") for index, band in enumerate(found.bands)]
-        decodes = [name for _, _, name in bands]
-        for name, window in needs.work.items():
+        bands = [(band, f"step {index}", f"decode {index}", f"held {index}") for index, band in enumerate(found.bands)]
+        for kind in needs.work:
             rows = self._new_rows(0.0, 0.0)
-            block = self._done[name]
-            scale = slots / max(window.least[-1], 1.0)
-            for activity in decodes if name == "decode" else [name]:
-                self._activity(rows, activity, units[activity].amount * scale)
-            self._add(rows, block, -scale)
-            self._add(rows[1:], slice(block.start, block.stop - 1), scale)
+            for name in units:
+                if work_of(name) == kind:
+                    self._activity(rows, name, 1.0)
+            block = self._done[kind]
+            self._add(rows, block, -1.0)
+            self._add(rows[1:], slice(block.start, block.stop - 1), 1.0)
         # Rows of sequences are in units of those that a band's steps can decode in a second.
         together = self._new_rows(-np.inf, 0.0)
         common = 1.0 / (units[bands[0][1]].amount * limits.max_num_seqs)
-        for band, step, decode in bands:
+        for band, step, decode, _ in bands:
             scale = 1.0 / (units[step].amount * band.most)
             self._activity(together, decode, units[decode].amount * common)
             self._activity(together, step, by_slot=-needs.live * units[step].amount * common)
@@ -280,14 +275,16 @@ class _Program:
             self._activity(rows, decode, -units[decode].amount * scale)
             self._activity(rows, step, band.fewest * units[step].amount * scale)
         self._add(together, self._late, -common)
+        # A step that decodes nothing has a prompt token.
+        rows = self._new_rows(-np.inf, 0.0)
+        self._activity(rows, "prompt step", units["prompt step"].amount * common)
+        for name, unit in units.items():
+            if name.startswith("prefill"):
+                self._activity(rows, name, -unit.amount * common)
         self._left_out(self._host, found.chunk_host_seconds, limits, {})
-        slacks = {name: band.card_slack for band, step, decode in bands for name in (step, decode)}
-        self._left_out(
-            self._cards,
-            found.chunk_card_seconds,
-            limits,
-            {**slacks, "held": max(band.card_slack for band in found.bands)},
-        )
+        slacks = {name: band.slack for band, step, decode, _ in bands for name in (step, decode)}
+        slacks |= {held: band.held_slack for band, _, _, held in bands}
+        self._left_out(self._cards, found.chunk_card_seconds, limits, slacks)
         row = self._new_rows(-np.inf, needs.late_tokens, count=1)
         self._add(np.repeat(row, slots), self._late, 1.0)
 

@@ -46,7 +46,7 @@ class Demand:
         edges: slot edges, seconds; slot k is from edge k to edge k+1.
         work: `decode` (answer tokens after the first), `held` (tokens in the cache, summed over each of those),
             `pair` (half the squares of prompt lengths, with which their attention goes) and, by class of prompt
-            length, `prefill` tokens.
+            length, `prefill` tokens; no class without requests.
         live: per slot, how many requests can be decoding in it and still meet their SLO.
         idle_seconds: per slot, time in which a work-conserving engine can be idle.
         late_tokens: the most tokens that steps can decode of requests which may miss.
@@ -59,11 +59,6 @@ class Demand:
     idle_seconds: Floats
     late_tokens: float
     requests: int
-
-    @property
-    def most_work(self) -> float:
-        """More than the most of any kind of work."""
-        return max(float(window.most[-1]) for window in self.work.values())
 
 
 def prefill_class(shortest: int) -> str:
@@ -142,6 +137,8 @@ def demand(
     member = np.searchsorted(np.asarray(classes), prompt, side="right") - 1
     for index, shortest in enumerate(classes):
         mine = member == index
+        if not mine.any():
+            continue
         tokens, come = chunked[mine], arrival[mine]
         slope = np.full_like(tokens, 1.0 / solo.prefill_token)
         work[prefill_class(shortest)] = window(

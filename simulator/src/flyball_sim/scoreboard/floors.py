@@ -23,7 +23,7 @@ from flyball_sim.engine.models import BLOCK_TOKENS, StepCost, StepModel
 from flyball_sim.scoreboard.slo import Floats
 
 QUANTITIES = ("host_seconds", "fixed_seconds", "clocked_seconds", "memory_bytes", "flops")
-_BAND_EDGES = (8, 64, 128, 192)
+_BAND_EDGES = (32,)
 _SIZES = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))
 """Tokens to which an engine may fill up a step."""
 _SPARSE = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
@@ -31,16 +31,19 @@ _SPARSE = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Steps that decode so many sequences: what the step costs, and each sequence.
+    """Steps that decode so many sequences: what the step costs, each sequence, and each token those hold.
 
-    `card_slack`: such a step takes at most this share more time on the cards than its floor, at any clock.
+    `slack` and `held_slack`: step and sequences, and the tokens they hold, take at most these shares more time on the
+    cards than their floors, at any clock.
     """
 
     fewest: int
     most: int
     step: Floats
     decode: Floats
-    card_slack: float
+    held: Floats
+    slack: float
+    held_slack: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,8 @@ class Floors:
 
     Attributes:
         bands: of steps that decode, by batch.
-        held: of each token their sequences hold.
         pair: of attention, by half of (s+n)^2 - s^2 for a chunk of n tokens after s.
+        prompt_step: of a step that decodes nothing, its prompt tokens apart,
         prompt_tokens: of every alternative, the prompt tokens in the step,
         prompt: and what each of them adds there, attention apart: (alternatives, quantities).
         chunk_host_seconds: a step takes at most this much more time on the host than its floor, for each chunk,
@@ -58,8 +61,8 @@ class Floors:
     """
 
     bands: tuple[Band, ...]
-    held: Floats
     pair: Floats
+    prompt_step: Floats
     prompt_tokens: Floats
     prompt: Floats
     chunk_host_seconds: float
@@ -81,18 +84,15 @@ def floors(model: StepModel, limits: EngineLimits, prompt_edges: tuple[int, ...]
         prompt_edges: numbers of prompt tokens that must be among the alternatives.
     """
     pair = _pair(model, limits)
-    tokens, prompt = _prompts(model, limits, pair, prompt_edges)
+    prompt_step, tokens, prompt = _prompts(model, limits, pair, prompt_edges)
     one, two = (cost_array(model, 1, 1, chunks) for chunks in (((0, 16),), ((0, 8), (0, 8))))
     another_chunk = np.maximum(two - one, 0.0)
-    held = _held(model, limits)
     tops = [edge for edge in _BAND_EDGES if edge < limits.max_num_seqs]
-    bands = [
-        _band(model, range(below + 1, upto + 1), held) for below, upto in pairwise([0, *tops, limits.max_num_seqs])
-    ]
+    bands = [_band(model, range(below + 1, upto + 1)) for below, upto in pairwise([0, *tops, limits.max_num_seqs])]
     return Floors(
         bands=tuple(bands),
-        held=held,
         pair=pair,
+        prompt_step=prompt_step,
         prompt_tokens=tokens,
         prompt=prompt,
         chunk_host_seconds=float(another_chunk[0]),
@@ -103,33 +103,41 @@ def floors(model: StepModel, limits: EngineLimits, prompt_edges: tuple[int, ...]
     )
 
 
-def _held(model: StepModel, limits: EngineLimits) -> Floats:
-    """What each token that sequences hold adds to a step, at least."""
-    slopes = []
-    for decodes in range(1, limits.max_num_seqs + 1):
+def _band(model: StepModel, batches: range) -> Band:
+    bare, slopes = [], []
+    for decodes in batches:
         ends = _held_ends(model, decodes)
         costs = [cost_array(model, decodes, end) for end in ends]
-        slopes += [
+        mine = [
             (after - before) / (upper - lower)
             for (lower, before), (upper, after) in pairwise(zip(ends, costs, strict=True))
         ]
-    return np.asarray(np.maximum(np.min(slopes, axis=0), 0.0))
+        least = np.min(mine, axis=0)
+        # From its lowest end on, a batch's cost is nowhere below the line of its least slope.
+        bare.append(costs[0] - least * ends[0])
+        slopes += [*mine, least]
+    held = np.maximum(np.min(slopes, axis=0), 0.0)
+    features = np.array([[1.0, decodes] for decodes in batches])
+    fits = np.array([_fit(features, np.maximum(np.array(bare)[:, index], 0.0)) for index in range(len(QUANTITIES))])
+    return Band(
+        fewest=batches.start,
+        most=batches.stop - 1,
+        step=fits[:, 0],
+        decode=fits[:, 1],
+        held=held,
+        slack=_card_slack(model, np.array(bare), features @ fits.T),
+        held_slack=_card_slack(model, np.array(slopes), np.broadcast_to(held, (len(slopes), len(QUANTITIES)))),
+    )
 
 
-def _band(model: StepModel, batches: range, held: Floats) -> Band:
-    shapes = [(decodes, end) for decodes in batches for end in _held_ends(model, decodes)]
-    features = np.array([[1.0, decodes] for decodes, _ in shapes])
-    tokens = np.array([float(end) for _, end in shapes])[:, None]
-    costs = np.array([cost_array(model, decodes, end) for decodes, end in shapes])
-    bare = np.maximum(costs - held * tokens, 0.0)
-    fits = np.array([_fit(features, bare[:, index]) for index in range(len(QUANTITIES))])
-    floor = features @ fits.T + held * tokens
+def _card_slack(model: StepModel, costs: Floats, floor: Floats) -> float:
+    """By what share time on the cards is at most above its floor, over all clocks."""
     slack = 0.0
     for sm_mhz in model.gpu.supported_sm_mhz():
         bandwidth, stretch = model.gpu.bandwidth_factor(sm_mhz), model.reference_mhz / sm_mhz
         cards, least = (part[:, 1] / bandwidth + part[:, 2] * stretch for part in (costs, floor))
-        slack = max(slack, float(((cards - least) / least).max()))
-    return Band(batches.start, batches.stop - 1, fits[:, 0], fits[:, 1], slack)
+        slack = max(slack, float((cards / least).max()) - 1.0)
+    return slack
 
 
 def _held_ends(model: StepModel, decodes: int) -> list[int]:
@@ -159,8 +167,10 @@ def _pair(model: StepModel, limits: EngineLimits) -> Floats:
     return slope
 
 
-def _prompts(model: StepModel, limits: EngineLimits, pair: Floats, edges: tuple[int, ...]) -> tuple[Floats, Floats]:
-    """What each prompt token of a step adds to it, attention apart, by batch and number of prompt tokens.
+def _prompts(
+    model: StepModel, limits: EngineLimits, pair: Floats, edges: tuple[int, ...]
+) -> tuple[Floats, Floats, Floats]:
+    """The step that decodes nothing without its tokens; then the alternatives, by number of prompt tokens, and costs.
 
     The dense part of a step is a broken line in its tokens, filled up to `_SIZES`: what a token adds is least at the
     line's breaks, with a batch just above a size.
@@ -172,14 +182,27 @@ def _prompts(model: StepModel, limits: EngineLimits, pair: Floats, edges: tuple[
     shapes |= {(decodes, count) for decodes in batches for count in edges}
     shapes |= {(at - count, count) for at in breaks for count in edges}
     shapes |= {(0, count) for count in (*breaks, *edges)}
-    counts, costs = [], []
-    for decodes, count in sorted(shapes):
-        if 0 <= decodes <= limits.max_num_seqs and count >= 1 and decodes + count <= budget:
-            cost = cost_array(model, decodes, decodes, ((0, count),)) - pair * (0.5 * count * count)
-            # Without a batch the whole step is the prompt's.
-            costs.append((cost - cost_array(model, decodes, decodes) if decodes else cost) / count)
-            counts.append(float(count))
-    return np.array(counts), np.array(costs)
+    possible = [
+        (decodes, count)
+        for decodes, count in sorted(shapes)
+        if 0 <= decodes <= limits.max_num_seqs and count >= 1 and decodes + count <= budget
+    ]
+    tokens = np.array([float(count) for _, count in possible])
+    added = np.array(
+        [
+            cost_array(model, decodes, decodes, ((0, count),))
+            - pair * (0.5 * count * count)
+            - (cost_array(model, decodes, decodes) if decodes else 0.0)
+            for decodes, count in possible
+        ]
+    )
+    alone = np.array([decodes == 0 for decodes, _ in possible])
+    each = added / tokens[:, None]
+    cheapest = each[~alone][np.argmin(each[~alone, 1] + each[~alone, 2])]
+    # A step without a batch is its own and its tokens': its own is what one token leaves of it, at the cheapest price.
+    step = np.maximum(added[alone & (tokens == 1.0)][0] - cheapest, 0.0)
+    each[alone] = (added[alone] - step) / tokens[alone, None]
+    return step, tokens, each
 
 
 def _fit(features: Floats, values: Floats) -> Floats:
