@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import statistics
 import subprocess
@@ -22,7 +23,7 @@ from flyball_sim.load.servegen import SERVEGEN_DAYS
 from flyball_sim.load.traces import TraceError, TraceRequest
 from flyball_sim.load.workload import Workload
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("FLYBALL_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 BUILT_IN = [kind for kind in KINDS if kind != "servegen"]
 BUILT_IN_LENGTHS = [name for name in LENGTHS if not name.endswith("-measured")]
 
