@@ -15,6 +15,7 @@ from flyball_sim.latency.rows import DECODE_KNOTS, KNOTS, RowKey, read_rows, shi
 from flyball_sim.latency.steps import step_model
 
 DENSE, MIXTURE = MODELS["llama-3.1-8b"], MODELS["qwen3-30b-a3b"]
+ADDED = DENSE.layers * 13.2e-3
 KERNELS = ("qkv_gemm", "attention", "attn_ar", "moe", "logits_gemm")
 
 
@@ -56,7 +57,7 @@ class Handle:
         return self._times(indices, "generation", batch_size, 0.5 + slope * batch_size * s)
 
     def evaluate_context_ops(self, indices, *, s, prefix=0, **_):
-        return self._times(indices, "context", s, 0.4 + 1e-6 * s * (prefix + 0.5 * s))
+        return self._times(indices, "context", s, 0.4 + ADDED + 1e-6 * s * (prefix + 0.5 * s))
 
     def evaluate_ops_json(self, ops, *, batch_size, **_):
         assert json.loads(ops) == ["balanced"]
@@ -86,6 +87,7 @@ def test_a_row_is_the_sum_of_the_kernels_it_is_composed_from():
     assert row.head + 64 * row.head_row == pytest.approx(364)
     assert row.decode_attention == pytest.approx([500.0] * len(DECODE_KNOTS), rel=0.01)
     assert row.decode_attention_token == pytest.approx([0.08] * 3 + [0.04] * 7, rel=0.01)
+    assert row.prefill_attention == pytest.approx(400.0, rel=0.01)
     assert row.prefill_attention_pair == pytest.approx(0.001, rel=0.01)
     assert row.provenance == "measured"
     assert row.fit_worst_percent < 1.0
