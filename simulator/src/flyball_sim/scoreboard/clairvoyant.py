@@ -9,6 +9,7 @@ never above it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -22,10 +23,11 @@ from flyball_sim.scoreboard.slo import Floats
 Clocks: TypeAlias = NDArray[np.int64]
 """Per slot, an index into the grid of clocks."""
 
-_STRIDE = 12
 _STEPS = (24, 12, 6, 3, 1)
 _MIXES = 4
 _TRIES = 5
+_SPARE = 0.05
+"""Of the misses allowed, the share that may be left unspent."""
 _WORTH_IT = 0.002
 """A sweep that saves less than this share goes on to smaller moves."""
 
@@ -42,6 +44,7 @@ class Problem:
         slots: how many there are.
         top: the highest grid index.
         misses: how many requests may miss.
+        stride: slots so far apart hardly feel each other.
     """
 
     run: Callable[[Clocks], Outcomes]
@@ -51,6 +54,7 @@ class Problem:
     slots: int
     top: int
     misses: int
+    stride: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,27 +137,39 @@ class _Search:
         """Move slots by one step; whether it was worth another."""
         base, problem = self.best, self.problem
         assert base is not None  # noqa: S101 - the static schedule came first
-        stride = max(1, min(_STRIDE, problem.slots // 4))
+        stride = max(1, min(problem.stride, problem.slots // 4))
         saved, lost = np.zeros((2, problem.slots)), np.zeros((2, problem.slots))
         for index, direction in enumerate((-step, step)):
             for offset in range(stride):
                 if self.left <= 0:
                     return False
                 self._probe(base, np.arange(offset, problem.slots, stride), direction, (saved[index], lost[index]))
-        slack = problem.misses - base.misses
-        for _ in range(_TRIES):
-            if self.left <= 0:
-                return False
-            moves = _moves(saved, lost, slack)
-            if not moves.any():
-                break
-            tried = self.evaluate(np.clip(base.clocks + step * moves, 0, problem.top))
-            if tried.misses <= problem.misses and tried.energy < base.energy:
-                break
-            # Neighbours that moved together hurt more than each alone: leave room for what came on top.
-            slack -= max(1, tried.misses - problem.misses)
+        self._choose(base, step, saved, lost)
         assert self.best is not None  # noqa: S101
         return self.best.energy < base.energy * (1.0 - _WORTH_IT)
+
+    def _choose(self, base: _Tried, step: int, saved: Floats, lost: Floats) -> None:
+        """Make the moves that together spend the misses that are left, as nearly as a few runs can tell."""
+        problem = self.problem
+        # Neighbours that move together hurt more, or less, than each alone: the slack to plan with is searched for.
+        slack, kept, broken = float(problem.misses - base.misses), -math.inf, math.inf
+        for _ in range(_TRIES):
+            moves = _moves(saved, lost, slack)
+            if self.left <= 0 or not moves.any():
+                return
+            tried = self.evaluate(np.clip(base.clocks + step * moves, 0, problem.top))
+            spare = problem.misses - tried.misses
+            if spare >= 0:
+                kept = slack
+            else:
+                broken = slack
+            if 0 <= spare <= _SPARE * problem.misses:
+                return
+            slack += spare if spare > 0 else min(spare, -1)
+            if not kept < slack < broken:
+                if not (math.isfinite(kept) and math.isfinite(broken)) or broken - kept < 1.0:
+                    return
+                slack = (kept + broken) / 2.0
 
     def _probe(self, base: _Tried, slots: NDArray[np.int64], direction: int, into: tuple[Floats, Floats]) -> None:
         """Move some slots and note what each saved and whom it hurt, from its own slot to the next moved one."""

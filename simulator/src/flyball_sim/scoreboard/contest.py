@@ -26,9 +26,11 @@ from flyball_sim.world.slo import met_all
 
 CAPACITY_TOLERANCE = 0.02
 CAP_STEP_WATTS = 5.0
-SEARCH_RUNS = 150
-QUICK_RUNS = 100
+SEARCH_RUNS = 300
+QUICK_RUNS = 120
 """Runs of the search for the clairvoyant schedule."""
+MEMORY_SECONDS = 40.0
+"""For so long an engine feels a slot's clock, at most loads."""
 BLOCKS = 40
 """Stretches of a run that are resampled for its intervals."""
 
@@ -183,6 +185,7 @@ class Contest:
             slots=slots,
             top=len(grid),
             misses=self.misses,
+            stride=max(3, min(10, round(MEMORY_SECONDS / float(edges[1])))),
         )
         best = np.full(slots, static.index, dtype=np.int64)
         starts = [
