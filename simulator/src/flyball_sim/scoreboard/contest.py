@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from flyball_sim.scoreboard.bound import Bound, BoundProgram
 from flyball_sim.scoreboard.cells import WORLDS, Cell
 from flyball_sim.scoreboard.runs import UNLOCKED, Engine, Outcomes, Schedule, Setting, run_machine
 from flyball_sim.scoreboard.slo import ATTAINMENT, CAPACITY_ATTAINMENT, Floats, Slo, allowed_misses
-from flyball_sim.world.direct import run_engine
+from flyball_sim.world.direct import EngineRun, run_engine
 from flyball_sim.world.slo import met_all
 
 CAPACITY_TOLERANCE = 0.02
@@ -205,6 +205,11 @@ class Contest:
                 schedule.append((float(at), setting))
         return schedule
 
+    def drawn_engines(self) -> Iterator[Engine]:
+        """The engine under each parameter draw."""
+        for index in range(self.options.draws):
+            yield cells.engine_of(self.world, draw(self.options.seed, index))
+
     def drawn(self, schedule: Schedule, outcomes: Outcomes, *, parked: bool = False) -> tuple[float, ...]:
         """Energy of the same schedule under each parameter draw.
 
@@ -213,8 +218,7 @@ class Contest:
         used = [sums for sums in outcomes.book.clocks.values() if sums.idle_seconds + sums.step_seconds > 0.0]
         single = len(schedule) == 1 and schedule[0][1].cap_watts is None and len(used) == 1
         energies = []
-        for index in range(self.options.draws):
-            engine = cells.engine_of(self.world, draw(self.options.seed, index))
+        for engine in self.drawn_engines():
             if single:
                 dies = engine.dies or Machine(engine.model, engine.limits).dies
                 energies.append(outcomes.book.energy_joules(engine.model.gpu, dies))
@@ -326,9 +330,13 @@ def _fixed(contest: Contest) -> Row:
     parameters = FixedController(
         clocks=() if clock is None else (RoleClock(role="unified", min_megahertz=clock, max_megahertz=clock),)
     )
-    engine = contest.engine
-    machine = Machine(engine.model, engine.limits, dies=engine.dies, seed=contest.options.seed)
-    run = run_engine(machine, contest.trace, Fixed(parameters), model=engine.model, end_seconds=contest.end_seconds)
+
+    def held(engine: Engine) -> EngineRun:
+        machine = Machine(engine.model, engine.limits, dies=engine.dies, seed=contest.options.seed)
+        end = contest.end_seconds
+        return run_engine(machine, contest.trace, Fixed(parameters), model=engine.model, end_seconds=end)
+
+    run = held(contest.engine)
     met = met_all(run.outcomes, contest.slo.bounds)
     return Row(
         energy_joules=run.energy_joules,
@@ -336,6 +344,7 @@ def _fixed(contest: Contest) -> Row:
         completed=run.outcomes.count("finished"),
         output_tokens=int(run.outcomes.output_tokens[~np.isnan(run.outcomes.finished_seconds)].sum()),
         met=met.astype(float),
+        drawn_joules=tuple(held(engine).energy_joules for engine in contest.drawn_engines()),
         details={"sm_mhz": clock},
     )
 
