@@ -189,6 +189,17 @@ def test_a_wrong_command_line_is_told_its_mend(
     assert not answer.out
 
 
+def test_a_cell_without_capacity_is_left_out_and_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flyball_sim.scoreboard.board.find_capacity", lambda *_: None)
+    where = ["--quick", "--world", "8b-h100", "--load", "30", "--jobs", "1", "--json"]
+    assert main(["scoreboard", *where, "--out", str(tmp_path / "board.jsonl")]) == 0
+    answer = capsys.readouterr()
+    assert not answer.out
+    assert "8b-h100 conversation 30 mid: left out" in answer.err
+
+
 def test_intervals_hold_the_ratio_and_are_the_same_for_the_same_seed() -> None:
     rng = np.random.default_rng(1)
     reference = rng.uniform(90.0, 110.0, 40)
