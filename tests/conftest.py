@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="API server of the tests that need one: a control plane of our own (default), or the one your "
         "kubeconfig's current context names, for instance made by kind",
     )
+
+
+def pytest_configure() -> None:
+    """Let tests interrupt what they start: a shell's background job ignores the signal, and so would all its children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
