@@ -1,15 +1,12 @@
 """What the node's two processes cost and how fast they recover; `pytest -s` prints the numbers."""
 
 import signal
-import statistics
 import time
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = 8.0
-SECONDS_OF_WORK = 0.00086
-"""Of `seconds_of_work` on a free core of 2026."""
 LABELS = ["engine", "model_name"]
 # Buckets of vLLM 0.33 (vllm/v1/metrics/loggers.py).
 FIRST_TOKEN = [
@@ -75,14 +72,6 @@ def full_node(make_node, eventually):
     return node
 
 
-def seconds_of_work():
-    """CPU seconds of a fixed piece of work."""
-    began, total = time.process_time(), 0
-    for number in range(20_000):
-        total += number * number
-    return time.process_time() - began
-
-
 def acknowledged(node, grant):
     return all(node.api.gpu(index).get("acknowledged", {}).get("grant") == grant for index in range(8))
 
@@ -95,19 +84,14 @@ def unlocked(node):
     return not any(gpu.locked_sm_mhz for gpu in node.gpus)
 
 
-def test_both_processes_stay_within_their_budgets_with_eight_engines(full_node, memory_of, eventually):
-    # `make bench` measures the budgets: 3 % of a core and 80 MB, 0.5 % and 30 MB. Seconds of a shared core are worth up
-    # to half of a free one's, so this asks for twice as much, in what a fixed piece of work takes meanwhile. That still
-    # catches a change of kind: a whole parse of every page costs 11 %.
+def test_both_processes_keep_pace_in_their_memory_with_eight_engines(full_node, memory_of, eventually):
+    # Their CPU is printed here and measured by `make bench`: seconds of a shared virtual core differ fivefold.
     cost = {}
     before = {name: memory_of(getattr(full_node, name).pid) for name in ("agent", "actuator")}
     began, pages = time.monotonic(), sum(engine.requests for engine in full_node.engines)
     writes = len(full_node.api.statuses)
-    pieces = []
-    eventually("time passes", lambda: pieces.append(seconds_of_work()) or time.monotonic() - began >= SECONDS)
+    eventually("time passes", lambda: time.monotonic() - began >= SECONDS)
     elapsed = time.monotonic() - began
-    slowness = max(1.0, statistics.median(pieces) / SECONDS_OF_WORK)
-    print(f"\na core here is {slowness:.2f} times as slow as a free one")
     for name, (_, seconds) in before.items():
         megabytes, now = memory_of(getattr(full_node, name).pid)
         cost[name] = (megabytes, 100 * (now - seconds) / elapsed)
@@ -116,9 +100,7 @@ def test_both_processes_stay_within_their_budgets_with_eight_engines(full_node, 
     print(f"{rate:.1f} pages/s of {len(full_node.engines[0].page())} bytes")
     assert rate > 15
     assert cost["agent"][0] <= 80
-    assert cost["agent"][1] <= 2 * 3.0 * slowness
     assert cost["actuator"][0] <= 30
-    assert cost["actuator"][1] <= 2 * 0.5 * slowness
     assert len(full_node.api.statuses) == writes, "an idle node writes nothing"
 
 
