@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from flyball_agent.controllers.base import UNLOCKED, ControlLimits, Observation
 from flyball_agent.controllers.registry import make_controller
-from flyball_api.energypolicy import Controller, FixedController, RoleClock
+from flyball_api.controllers.fixed import FixedController, RoleClock
+from flyball_api.controllers.union import Controller
 
 LIMITS = ControlLimits(345, 1980, 500)
 

@@ -16,7 +16,6 @@ from flyball_api.common import (
     Conditions,
     ListMap,
     ListSet,
-    Megahertz,
     Name,
     ObjectMeta,
     Role,
@@ -26,6 +25,8 @@ from flyball_api.common import (
     Watts,
     field_value,
 )
+from flyball_api.controllers.fixed import RoleClock
+from flyball_api.controllers.union import Controller
 
 LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
 LabelValue = Annotated[str, Field(max_length=63)]
@@ -161,48 +162,6 @@ class Slo(RuledModel):
         default=None, description="From a request's arrival to its last output token (E2E)."
     )
     attainment: Attainment = Field(default=Attainment(), description="Over what the SLO is judged.")
-
-
-class RoleClock(RuledModel):
-    """The SM clocks of one role."""
-
-    RULES = (
-        Rule(
-            cel="self.minMegahertz <= self.maxMegahertz",
-            holds=lambda self: self.min_megahertz <= self.max_megahertz,
-            message="the lowest SM clock of role %s is %s MHz and the highest is %s MHz: give a minMegahertz that is at"
-            " most maxMegahertz",
-            values=(field_value("role"), field_value("minMegahertz"), field_value("maxMegahertz")),
-        ),
-    )
-
-    role: Role = Field(description="The role that these clocks are for.")
-    min_megahertz: Megahertz = Field(description="Lowest SM clock in MHz.")
-    max_megahertz: Megahertz = Field(description="Highest SM clock in MHz; the same as the lowest locks one clock.")
-
-
-class FixedController(ApiModel):
-    """Parameters of the Fixed controller: one clock range per role, held whatever happens."""
-
-    clocks: Annotated[tuple[RoleClock, ...], Field(max_length=3), ListMap("role")] = Field(
-        default=(), description="SM clocks per role; a role not named stays unlocked."
-    )
-
-
-class Controller(RuledModel):
-    """Which controller drives the GPUs, and its parameters (only those of the named type)."""
-
-    RULES = (
-        Rule(
-            cel="self.type != 'Fixed' || has(self.fixed)",
-            holds=lambda self: self.type != "Fixed" or self.fixed is not None,
-            message="controller type %s comes without its parameters: give spec.controller.fixed",
-            values=(field_value("type"),),
-        ),
-    )
-
-    type: Literal["Fixed"] = Field(description="Fixed holds the SM clocks given per role.")
-    fixed: FixedController | None = Field(default=None, description="Parameters of type Fixed.")
 
 
 class Limits(ApiModel):

@@ -26,7 +26,8 @@ from flyball_api.common import (
     cel_rule,
     field_value,
 )
-from flyball_api.energypolicy import Controller, Engine, FailSafe, Slo
+from flyball_api.controllers.union import Controller
+from flyball_api.energypolicy import Engine, FailSafe, Slo
 
 Grant = Annotated[int, Field(ge=1, le=2**53)]
 """Number of a grant; grows with every change of a GPU's entry, over the life of the plan."""

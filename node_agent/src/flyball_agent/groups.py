@@ -18,7 +18,7 @@ from flyball_agent.controllers.base import (
 from flyball_agent.counters import thresholds
 from flyball_agent.facts import Engine, EngineState, Report
 from flyball_agent.scanner import METRIC_NAMES
-from flyball_api.energypolicy import Controller
+from flyball_api.controllers.union import Controller
 from flyball_api.nodeenergyplan import PlanGpu, PlanPolicy
 
 ALWAYS_NEEDED: Final = frozenset({"requests_running", "generation_tokens"})

@@ -27,6 +27,11 @@ FAMILIES: Final[Mapping[str, tuple[Kind, tuple[str, ...]]]] = {
     "time_to_first_token": ("histogram", ("time_to_first_token_seconds",)),
     "inter_token_latency": ("histogram", ("inter_token_latency_seconds", "time_per_output_token_seconds")),
     "end_to_end": ("histogram", ("e2e_request_latency_seconds",)),
+    "time_per_output_token": ("histogram", ("request_time_per_output_token_seconds",)),
+    "iteration_tokens": ("histogram", ("iteration_tokens_total",)),
+    "prefix_cache_queries": ("counter", ("prefix_cache_queries_total", "gpu_prefix_cache_queries_total")),
+    "prefix_cache_hits": ("counter", ("prefix_cache_hits_total", "gpu_prefix_cache_hits_total")),
+    "preemptions": ("counter", ("num_preemptions_total",)),
 }
 """What is read: our name, its kind, and the metric's names without prefix, the present one first."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flyball_agent.controllers.base import UNLOCKED, ControlLimits, Decision, GroupSetpoint, Observation
-from flyball_api.energypolicy import FixedController
+from flyball_agent.controllers.base import UNLOCKED, ControlLimits, Decision, Event, GroupSetpoint, Observation, Setup
+from flyball_api.controllers.fixed import FixedController
 
 
 class Fixed:
@@ -14,11 +14,15 @@ class Fixed:
 
     Args:
         parameters: `spec.controller.fixed` of the policy.
+        setup: what it drives; nothing of it matters here.
     """
 
     requires: frozenset[str] = frozenset()
+    events: frozenset[Event] = frozenset()
+    wants_board = False
+    period_seconds = 0.5
 
-    def __init__(self, parameters: FixedController) -> None:
+    def __init__(self, parameters: FixedController, setup: Setup | None = None) -> None:  # noqa: ARG002
         self._clocks = {clock.role: (clock.min_megahertz, clock.max_megahertz) for clock in parameters.clocks}
 
     def decide(self, observation: Observation, limits: ControlLimits, now_seconds: float) -> Decision:  # noqa: ARG002

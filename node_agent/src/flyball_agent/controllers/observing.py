@@ -19,6 +19,9 @@ class Observing:
     def __init__(self, inner: GroupController) -> None:
         self._inner = inner
         self.requires = inner.requires
+        self.events = inner.events
+        self.wants_board = inner.wants_board
+        self.period_seconds = inner.period_seconds
 
     def decide(self, observation: Observation, limits: ControlLimits, now_seconds: float) -> Decision:
         """The inner decision as `would`, and nothing to write."""

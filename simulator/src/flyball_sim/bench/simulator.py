@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from flyball_agent.controllers.base import ControlLimits, Decision, GroupSetpoint, Observation
+from flyball_agent.controllers.base import ControlLimits, Decision, Event, GroupSetpoint, Observation
 from flyball_sim.bench.rows import Row
 from flyball_sim.engine.core import EngineLimits
 from flyball_sim.engine.machine import Machine
@@ -67,6 +67,9 @@ class TwoLevels:
     """
 
     requires: frozenset[str] = frozenset()
+    events: frozenset[Event] = frozenset()
+    wants_board = False
+    period_seconds = CONTROL_PERIOD_SECONDS
 
     def __init__(self, low_mhz: int, high_mhz: int, large_batch: int) -> None:
         self._low, self._high = (GroupSetpoint(sm_mhz=(mhz, mhz)) for mhz in (low_mhz, high_mhz))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flyball_agent.controllers.fixed import Fixed
-from flyball_api.energypolicy import FixedController, RoleClock
+from flyball_api.controllers.fixed import FixedController, RoleClock
 from flyball_sim.engine.machine import Machine
 from flyball_sim.gpu.parameters import draw
 from flyball_sim.load.traces import TraceRequest

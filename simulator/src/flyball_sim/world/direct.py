@@ -10,7 +10,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flyball_agent.actuator.limits import clamp_clocks
-from flyball_agent.controllers.base import ControlLimits, Decision, GroupController, GroupSetpoint, Observation
+from flyball_agent.controllers.base import (
+    ControlLimits,
+    Decision,
+    GroupController,
+    GroupSetpoint,
+    Observation,
+    Setup,
+)
+from flyball_agent.profiles import Profile
 from flyball_api.common import Role
 from flyball_sim.engine.core import EngineRefusalError, EngineRequest, QueueFullError
 from flyball_sim.engine.models import StepModel
@@ -48,6 +56,20 @@ def control_limits(model: StepModel, cap_watts: int | None = None) -> ControlLim
     """What the cards of this model take, with this cap granted; None: caps are not to be touched."""
     gpu = model.gpu
     return ControlLimits(gpu.sm_min_mhz, gpu.sm_max_mhz, cap_watts)
+
+
+def setup_of(model: StepModel, *, seed: int = 0, profile: Profile | None = None) -> Setup:
+    """What a controller is told of the cards of this model."""
+    gpu = model.gpu
+    return Setup(
+        product=gpu.product_name,
+        gpus=model.gpus,
+        clocks_mhz=tuple(gpu.supported_sm_mhz()),
+        cap_min_watts=gpu.cap_min_watts,
+        cap_max_watts=gpu.cap_max_watts,
+        seed=seed,
+        profile=profile,
+    )
 
 
 class _Hand:
