@@ -9,7 +9,7 @@ import flyball_agent.engines
 import flyball_api.lease
 import flyball_operator.applying
 import flyball_operator.loop
-from flyball_agent.controllers.base import UNLOCKED, ControlLimits, Decision, GroupSetpoint
+from flyball_agent.controllers.base import UNLOCKED, ControlLimits, Decision, GroupSetpoint, Targets
 from flyball_agent.controllers.registry import make_controller
 from flyball_agent.facts import Engine, EngineState
 from flyball_agent.groups import GroupDriver, groups_of
@@ -115,6 +115,73 @@ def test_a_world_of_one_engine_comes_to_the_same():
     world = run_plain(uniform_cluster(), [held], trace, end_seconds=25)
     assert world.energy_joules == pytest.approx(direct.energy_joules, rel=1e-3)
     assert world.outcomes.ttft_seconds == pytest.approx(direct.outcomes.ttft_seconds, abs=1e-6)
+
+
+class Eager(Watching):
+    """Wants to be woken by what it names."""
+
+    wants_board = False
+    period_seconds = 0.5
+
+    def __init__(self, *events, wake=3600.0, setpoint=UNLOCKED):
+        super().__init__(setpoint, wake)
+        self.events = frozenset(events)
+
+    def asked(self, event):
+        return [now for observation, _, now in self.seen if observation.event == event]
+
+
+def run_eager(controller, trace, **options):
+    return run_engine(engine(), trace, controller, model=MODEL, native=True, **options)
+
+
+def test_a_controller_with_native_signals_is_woken_exactly_when_it_asked_to_be():
+    controller = Eager(wake=0.73)
+    run_eager(controller, steady(4, seconds=4), end_seconds=4)
+    assert [now for _, _, now in controller.seen] == pytest.approx([0.73 * wake for wake in range(6)])
+
+
+def test_a_controller_with_native_signals_is_woken_by_arrivals_and_completions():
+    trace = steady(4, seconds=4)
+    controller = Eager("arrival", "completion")
+    run = run_eager(controller, trace, end_seconds=6)
+    assert controller.asked("arrival") == [request.arrival_seconds for request in trace]
+    assert controller.asked("completion") == pytest.approx(run.outcomes.finished_seconds)
+    assert controller.asked(None) == [0.0]
+
+
+def test_iterations_are_shown_every_10_ms_while_the_engine_has_work_and_not_while_it_idles():
+    trace = steady(2, seconds=4)
+    controller = Eager("iteration")
+    run = run_eager(controller, trace, end_seconds=5)
+    asked = controller.asked("iteration")
+    busy = [(request.arrival_seconds, done) for request, done in zip(trace, run.outcomes.finished_seconds, strict=True)]
+    assert all(any(start <= now <= done + 0.0101 for start, done in busy) for now in asked)
+    assert len(asked) == pytest.approx(sum(done - start for start, done in busy) / 0.01, abs=4)
+    assert asked[0] == trace[0].arrival_seconds
+
+
+def test_without_native_signals_events_wake_nobody():
+    controller = Eager("arrival", "completion", "iteration")
+    run_engine(engine(), steady(4, seconds=4), controller, model=MODEL, end_seconds=6)
+    assert len(controller.seen) == 1
+
+
+def test_energy_counts_from_where_it_is_scored_and_is_noted_at_marks():
+    trace = steady(20, seconds=10)
+    whole = run_engine(engine(), trace, Watching(), model=MODEL, end_seconds=12, marks=[4.0, 12.0])
+    late = run_engine(engine(), trace, Watching(), model=MODEL, end_seconds=12, score_seconds=4.0, marks=[12.0])
+    assert whole.marks_joules[-1] == pytest.approx(whole.energy_joules)
+    assert late.energy_joules == pytest.approx(whole.energy_joules - whole.marks_joules[0])
+    assert late.marks_joules == pytest.approx([late.energy_joules])
+
+
+def test_objectives_reach_the_controller_with_its_limits():
+    controller = Watching()
+    targets = Targets(ttft_seconds=0.5, tpot_seconds=0.05)
+    limits = control_limits(MODEL, 700, targets)
+    run_engine(engine(), steady(2, seconds=1), controller, model=MODEL, limits=limits, end_seconds=1)
+    assert controller.seen[0][1] == ControlLimits(345, 1980, 700, targets)
 
 
 def test_an_objective_needs_both_latencies_and_a_finish():
