@@ -4,7 +4,7 @@ import contextlib
 import math
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,18 +28,22 @@ def page(ranks, values, latencies, *, prefix="vllm:"):
         "prompt": Counter(f"{prefix}prompt_tokens", "Tokens.", LABELS, registry=registry),
         "cached": Counter(f"{prefix}prompt_tokens_cached", "Tokens.", LABELS, registry=registry),
         "generated": Counter(f"{prefix}generation_tokens", "Tokens.", LABELS, registry=registry),
+        "queries": Counter(f"{prefix}prefix_cache_queries", "Tokens.", LABELS, registry=registry),
+        "hits": Counter(f"{prefix}prefix_cache_hits", "Tokens.", LABELS, registry=registry),
+        "preempted": Counter(f"{prefix}num_preemptions", "Preemptions.", LABELS, registry=registry),
         "iteration": Histogram(f"{prefix}iteration_tokens_total", "Tokens.", LABELS, registry=registry),
         "ttft": Histogram(f"{prefix}time_to_first_token_seconds", "TTFT.", LABELS, registry=registry),
         "itl": Histogram(f"{prefix}inter_token_latency_seconds", "ITL.", LABELS, registry=registry),
+        "tpot": Histogram(f"{prefix}request_time_per_output_token_seconds", "TPOT.", LABELS, registry=registry),
         "e2e": Histogram(f"{prefix}e2e_request_latency_seconds", "E2E.", LABELS, registry=registry),
     }
     for engine, model in ranks:
         for name in ("running", "waiting", "kv"):
             made[name].labels(engine, model).set(values[0])
         made["reason"].labels(engine, model, "capacity").set(99)
-        for name in ("prompt", "cached", "generated"):
+        for name in ("prompt", "cached", "generated", "queries", "hits", "preempted"):
             made[name].labels(engine, model).inc(values[1])
-        for name in ("iteration", "ttft", "itl", "e2e"):
+        for name in ("iteration", "ttft", "itl", "tpot", "e2e"):
             series = made[name].labels(engine, model)
             for seconds in latencies:
                 series.observe(seconds)
@@ -66,15 +70,17 @@ def parsed(raw):
     latencies=st.lists(st.floats(0, 3000), max_size=20),
     prefix=st.sampled_from(["vllm:", "vllm_"]),
 )
+@settings(deadline=None)
 def test_it_reads_what_prometheus_clients_parser_reads(ranks, values, latencies, prefix):
     raw = page(ranks, values, latencies, prefix=prefix)
     sample = PageScanner().scan(raw)
     sums, buckets = parsed(raw)
     assert sample.missing == ()
-    for name in ("requests_running", "requests_waiting", "prompt_tokens", "generation_tokens"):
+    assert sample.values.keys() | sample.histograms.keys() == FAMILIES.keys()
+    for name in sample.values.keys() - {"kv_cache_usage"}:
         assert math.isclose(sample.values[name], sums[METRIC_NAMES[name]])
     assert math.isclose(sample.values["kv_cache_usage"], values[0])
-    for name in ("time_to_first_token", "inter_token_latency", "end_to_end"):
+    for name in sample.histograms:
         histogram = sample.histograms[name]
         assert dict(zip(histogram.bounds, histogram.counts, strict=True)) == buckets[METRIC_NAMES[name]]
         assert histogram.count == len(latencies) * len(ranks)
@@ -93,6 +99,7 @@ def test_a_second_page_is_read_by_what_was_learnt_from_the_first():
     [
         (b'vllm:gpu_cache_usage_perc{engine="0"} 0.5\n', "kv_cache_usage"),
         (b'vllm:time_per_output_token_seconds_bucket{le="+Inf"} 3\n', "inter_token_latency"),
+        (b'vllm:gpu_prefix_cache_hits_total{engine="0"} 5\n', "prefix_cache_hits"),
     ],
 )
 def test_older_names_stand_for_the_same(old, name):

@@ -9,9 +9,10 @@ from statistics import fmean
 
 import pytest
 
+from flyball_agent.scanner import EngineSample, PageScanner
 from flyball_sim.engine.gpus import StateFileGpus
 from flyball_sim.engine.machine import Machine
-from flyball_sim.engine.metrics import EngineMetrics
+from flyball_sim.engine.metrics import EngineMetrics, EngineState
 from flyball_sim.engine.models import step_model
 from flyball_sim.engine.requests import EngineLimits, EngineRequest, RequestTiming
 from flyball_sim.engine.runtime import EngineRuntime, Tokens
@@ -63,7 +64,9 @@ def tpot(timings: list[RequestTiming]) -> float:
     )
 
 
-async def serve_in_real_time(node: GpuStateFile, changes: list[tuple[float, tuple[int, int]]]) -> list[RequestTiming]:
+async def serve_in_real_time(
+    node: GpuStateFile, changes: list[tuple[float, tuple[int, int]]]
+) -> tuple[list[RequestTiming], EngineSample]:
     loop = asyncio.get_running_loop()
     start = loop.time()
 
@@ -108,8 +111,9 @@ async def serve_in_real_time(node: GpuStateFile, changes: list[tuple[float, tupl
     driver.tick()
     for task in driving:
         task.cancel()
+    page = PageScanner().scan(metrics.render(runtime.state()))
     runtime.close()
-    return list(timings)
+    return list(timings), page
 
 
 @pytest.mark.parametrize("changes", [[], [(8.0, (345, 1200)), (20.0, (345, 900))]])
@@ -120,7 +124,7 @@ def test_real_time_and_virtual_time_agree_on_time_per_token_and_joules(tmp_path:
         asyncio.Runner(loop_factory=JumpingLoop) as runner,
     ):
         before = node.gpus[0].energy_joules
-        real = runner.run(serve_in_real_time(node, changes))
+        real, scraped = runner.run(serve_in_real_time(node, changes))
         real_joules = node.gpus[0].energy_joules - before
     machine = Machine(MODEL, LIMITS, actuation_delays=False)
     commands: list[tuple[float, object]] = [*requests(), *changes]
@@ -134,3 +138,32 @@ def test_real_time_and_virtual_time_agree_on_time_per_token_and_joules(tmp_path:
     assert len(virtual) == len(real) == len(requests())
     assert tpot(real) == pytest.approx(tpot(virtual), rel=0.03)
     assert real_joules == pytest.approx(machine.energy_joules, rel=0.03)
+    page = machine.page()
+    assert (page.missing, scraped.missing) == ((), ())
+    assert (page.values.keys(), page.histograms.keys()) == (scraped.values.keys(), scraped.histograms.keys())
+    assert page.values == scraped.values
+    for name in ("time_per_output_token", "iteration_tokens", "inter_token_latency", "end_to_end"):
+        shown, there = page.histograms[name], scraped.histograms[name]
+        assert there.bounds == shown.bounds
+        # Steps end a little apart, so that one may hold the prompts of two.
+        assert there.count == pytest.approx(shown.count, rel=0.03)
+        assert there.total == pytest.approx(shown.total, rel=0.03)
+
+
+def test_a_page_in_virtual_time_is_what_the_scanner_reads_of_the_page_the_same_engine_writes():
+    machine = Machine(MODEL, EngineLimits(131_072, max_num_seqs=24), actuation_delays=False)
+    metrics = EngineMetrics("chat", max_model_len=131_072, kv_blocks=MODEL.kv_blocks, created_seconds=0.0)
+    for number, (moment, request) in enumerate(requests()):
+        machine.submit(request._replace(cached_tokens=number % 3 * request.prompt_tokens // 3), moment)
+        core = machine._core
+        state = EngineState(
+            *(core.running, core.waiting, core.kv_usage(), core.preemptions, core.busy_seconds(), 1980.0),
+            core.counted(),
+        )
+        assert machine.page() == PageScanner().scan(metrics.render(state))
+    page = machine.page()
+    assert page.values["prefix_cache_queries"] == page.values["prompt_tokens"] > page.values["prefix_cache_hits"] > 0
+    steps = page.histograms["iteration_tokens"]
+    assert steps.count == machine.board().iteration
+    assert steps.total > page.values["generation_tokens"]
+    assert page.histograms["time_per_output_token"].count == page.histograms["end_to_end"].count > 0

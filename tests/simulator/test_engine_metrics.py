@@ -187,7 +187,6 @@ def test_a_finished_request_is_split_into_queue_prefill_and_decode():
         "request_inference_time": 2.3,
         "request_prefill_time": 0.3,
         "request_decode_time": 2.0,
-        "request_time_per_output_token": 0.5,
     }.items():
         assert values[f"vllm:{name}_seconds_sum{tail}"] == pytest.approx(seconds), name
     assert values['vllm:request_success_total{engine="0",finished_reason="length",model_name="chat"}'] == 1

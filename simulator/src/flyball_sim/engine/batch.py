@@ -10,6 +10,8 @@ from flyball_sim.engine.models import BLOCK_TOKENS
 from flyball_sim.engine.requests import EngineLimits, EngineRefusalError, EngineRequest, QueueFullError
 
 NOT_SCHEDULED = -1.0
+UNBOUNDED = 1 << 60
+"""Of `Batch.admit`: more than can ever wait."""
 
 
 class Sequence:
@@ -51,6 +53,8 @@ class Batch:
     """The sequences of one engine.
 
     Attributes:
+        admit: how many of those that wait may still be taken in.
+        most: the highest that `limits.max_num_seqs` was made with.
         longest: tokens a request may come to, with prompt and answer, and still be served.
         decodes: sequences that get a token in each decode step.
         held: tokens in the cache of those.
@@ -68,13 +72,15 @@ class Batch:
     """
 
     __slots__ = (
-        "_joins", "chosen", "chosen_tokens", "decodes", "finishes", "fresh", "fresh_held", "held", "kv", "limits",
-        "longest", "number", "partial", "preemptions", "running", "sequences", "spans", "stalled_since", "waiting",
-        "with_decodes",
+        "_joins", "admit", "chosen", "chosen_tokens", "decodes", "finishes", "fresh", "fresh_held", "held", "kv",
+        "limits", "longest", "most", "number", "partial", "preemptions", "running", "sequences", "spans",
+        "stalled_since", "waiting", "with_decodes",
     )  # fmt: skip
 
     def __init__(self, limits: EngineLimits, kv_blocks: int) -> None:
         self.limits = limits
+        self.most = limits.max_num_seqs
+        self.admit = UNBOUNDED
         self.kv = KvBlocks(kv_blocks)
         self.longest = min(limits.max_model_len, BLOCK_TOKENS * kv_blocks + 1)
         self.waiting: deque[Sequence] = deque()
@@ -157,7 +163,7 @@ class Batch:
         budget = limits.max_num_batched_tokens - (decodes if chunked else 0)
         if self.partial is not None and budget > 0:
             budget -= self._take(self.partial, budget)
-        while waiting and budget > 0 and len(running) < limits.max_num_seqs:
+        while waiting and budget > 0 and self.admit and len(running) < limits.max_num_seqs:
             sequence = waiting[0]
             total = sequence.prompt + sequence.generated
             # All of it must fit, or long prompts would be admitted only to be preempted half-way.
@@ -170,6 +176,7 @@ class Batch:
             if not chunked and chosen and not self._goes_with_chosen(sequence, budget):
                 break
             waiting.popleft()
+            self.admit -= 1
             running[sequence.name] = sequence
             sequence.reserved = need
             kv.reserved += need

@@ -14,6 +14,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from flyball_agent.controllers.base import Board, RequestView
+from flyball_sim.engine.batch import NOT_SCHEDULED, UNBOUNDED
+from flyball_sim.engine.batch import Sequence as Queued
+from flyball_sim.engine.models import BLOCK_TOKENS
 from flyball_sim.engine.requests import (
     EngineLimits,
     EngineRefusalError,
@@ -54,6 +58,11 @@ class EngineCore(Stepper):
     def limits(self) -> EngineLimits:
         """The bounds in force."""
         return self._batch.limits
+
+    @property
+    def max_batch_limit(self) -> int:
+        """The `max_num_seqs` it was made with."""
+        return self._batch.most
 
     @property
     def running(self) -> int:
@@ -127,6 +136,33 @@ class EngineCore(Stepper):
             return None
         return sequence.generated + (self._batch.number if sequence.finish >= 0 else 0)
 
+    def board(self) -> Board:
+        """The scheduler as it is now: who runs and who waits, with what is known of each."""
+        steps, batch = self.counted().steps, self._batch
+        requests = [self._view(sequence, True) for sequence in batch.running.values()]
+        requests += [self._view(sequence, False) for sequence in batch.waiting]
+        limit = batch.limits.max_num_seqs
+        return Board(steps, tuple(requests), BLOCK_TOKENS, batch.kv.capacity, limit, batch.most)
+
+    def _view(self, sequence: Queued, running: bool) -> RequestView:
+        now, prompt, scheduled = self._now, sequence.prompt, sequence.scheduled
+        generated, computed = sequence.generated, sequence.computed
+        if sequence.finish >= 0:
+            generated += self._batch.number
+            computed = prompt
+        elif not running and not generated:
+            computed = min(sequence.cached, prompt - 1)
+        return RequestView(
+            sequence.name,
+            now - sequence.arrival,
+            prompt,
+            generated,
+            running,
+            sequence.output,
+            None if scheduled == NOT_SCHEDULED else now - scheduled,
+            min(computed, prompt),
+        )
+
     def watts(self) -> float:
         """Of all cards now: the mean over the step under way."""
         self.sync()
@@ -159,9 +195,9 @@ class EngineCore(Stepper):
         if len(batch.waiting) > 1:
             return  # who waits while decodes run cannot be admitted before one of them ends
         if self._kind == LINE:
-            if len(batch.running) < batch.limits.max_num_seqs:
+            if batch.admit and len(batch.running) < batch.limits.max_num_seqs:
                 self._stop_after_step()
-        elif self._kind == IDLE:
+        elif self._kind == IDLE and batch.admit:
             self._wake()
 
     def cancel(self, request_id: str) -> bool:
@@ -192,6 +228,19 @@ class EngineCore(Stepper):
         self._batch.limits = replace(self._batch.limits, max_num_seqs=max_num_seqs)
         if self._kind == LINE and self._batch.waiting:
             self._stop_after_step()
+
+    def set_admission(self, admit: int | None) -> None:
+        """Let this many of those that wait, oldest first, into the batch until this is changed; None: all.
+
+        Who was preempted waits like everybody else, in front.
+        """
+        batch = self._batch
+        batch.admit = UNBOUNDED if admit is None else max(0, admit)
+        if batch.admit and batch.waiting:
+            if self._kind == IDLE:
+                self._wake()
+            elif self._kind == LINE and len(batch.running) < batch.limits.max_num_seqs:
+                self._stop_after_step()
 
     def account_now(self) -> None:
         """Account for all that is done by now, the part of the step under way included."""

@@ -6,13 +6,13 @@ import math
 import random
 from collections.abc import Sequence
 
-from flyball_agent.controllers.base import GpuReading
+from flyball_agent.controllers.base import Board, GpuReading
 from flyball_agent.scanner import EngineSample, Histogram
 from flyball_sim.engine.book import EnergyBook
 from flyball_sim.engine.core import EngineCore
 from flyball_sim.engine.models import StepModel
 from flyball_sim.engine.requests import EngineLimits, EngineRequest, RequestTiming
-from flyball_sim.engine.tallies import Tally
+from flyball_sim.engine.tallies import STEP_BOUNDS, Tally
 from flyball_sim.gpu.delays import cap_call_seconds, cap_tau_seconds, lock_call_seconds, lock_delay_seconds
 from flyball_sim.gpu.dies import NOMINAL_DIE, Die
 from flyball_sim.gpu.model import unlocked_or_locked_mhz
@@ -127,10 +127,15 @@ class Machine:
         self._cap_due = now_seconds + (cap_call_seconds(self.model.gpu) if self._delays else 0.0)
         self._schedule()
 
-    def set_batch_limit(self, now_seconds: float, max_num_seqs: int) -> None:
-        """Admit no more than this many sequences to the batch; those that run go on."""
+    def set_batch_limit(self, now_seconds: float, max_num_seqs: int | None) -> None:
+        """Admit no more than this many sequences to the batch; those that run go on. None: the engine's own limit."""
         self.advance(now_seconds)
-        self._core.set_batch_limit(max_num_seqs)
+        self._core.set_batch_limit(self._core.max_batch_limit if max_num_seqs is None else max_num_seqs)
+
+    def set_admission(self, now_seconds: float, admit: int | None) -> None:
+        """Let this many of the waiting requests, oldest first, into the batch until this is changed; None: all."""
+        self.advance(now_seconds)
+        self._core.set_admission(admit)
 
     def take_finished(self) -> list[RequestTiming]:
         """Requests that finished since the last call."""
@@ -196,23 +201,32 @@ class Machine:
         self._core.account_now()
         return self._core.power.close_book()
 
+    def board(self) -> Board:
+        """What `/flyball/board` gives the agent at `now_seconds`."""
+        return self._core.board()
+
     def page(self) -> EngineSample:
         """What a scrape of `/metrics` at `now_seconds` gives the agent."""
         core = self._core
-        kv_usage = core.kv_usage()  # counts what is over by now
-        counts = core.counts
+        counts, kv_usage = core.counted(), core.kv_usage()
+        prompts = float(counts.prompt_tokens)
         return EngineSample(
             {
                 "requests_running": float(core.running),
                 "requests_waiting": float(core.waiting),
                 "kv_cache_usage": kv_usage,
-                "prompt_tokens": float(counts.prompt_tokens),
+                "prompt_tokens": prompts,
                 "generation_tokens": float(counts.generation_tokens),
+                "prefix_cache_queries": prompts,
+                "prefix_cache_hits": float(counts.cached_tokens),
+                "preemptions": float(core.preemptions),
             },
             {
                 "time_to_first_token": _shown(counts.time_to_first),
                 "inter_token_latency": _shown(counts.inter_token),
                 "end_to_end": _shown(counts.end_to_end),
+                "time_per_output_token": _shown(counts.time_per_token),
+                "iteration_tokens": Histogram(STEP_BOUNDS, counts.cumulative_steps(), float(counts.step_tokens)),
             },
         )
 

@@ -208,7 +208,7 @@ class EngineMetrics:
         cache = {
             "block_size": str(BLOCK_TOKENS),
             "cache_dtype": "auto",
-            "enable_prefix_caching": "False",
+            "enable_prefix_caching": "True",
             "engine": "0",
             "gpu_memory_utilization": repr(GPU_MEMORY_UTILIZATION),
             "num_gpu_blocks": str(kv_blocks),
@@ -260,8 +260,6 @@ class EngineMetrics:
             ("vllm:request_inference_time_seconds", timing.finished_seconds - timing.scheduled_seconds),
             ("vllm:request_prefill_time_seconds", timing.first_token_seconds - timing.scheduled_seconds),
             ("vllm:request_decode_time_seconds", decode),
-            # vLLM writes 0 for an answer of one token, too
-            ("vllm:request_time_per_output_token_seconds", decode / max(1, timing.output_tokens - 1)),
         ):
             self._histograms[name].tally.observe(value)
         self._count("vllm:request_success", variant=("stop", "length").index(reason))
@@ -288,6 +286,7 @@ class EngineMetrics:
             ("vllm:prompt_tokens_by_source", 0, computed),
             ("vllm:prompt_tokens_by_source", 1, cached),
             ("vllm:prompt_tokens_cached", 0, cached),
+            ("vllm:prefix_cache_queries", 0, counts.prompt_tokens),
             ("vllm:prefix_cache_hits", 0, cached),
             ("vllm:generation_tokens", 0, counts.generation_tokens),
             ("flyball_sim_engine_steps", 0, counts.steps),
@@ -298,6 +297,7 @@ class EngineMetrics:
         for name, tally in (
             ("vllm:time_to_first_token_seconds", counts.time_to_first),
             ("vllm:inter_token_latency_seconds", counts.inter_token),
+            ("vllm:request_time_per_output_token_seconds", counts.time_per_token),
             ("vllm:e2e_request_latency_seconds", counts.end_to_end),
         ):
             self._histograms[name].tally = tally

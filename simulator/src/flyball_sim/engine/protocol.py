@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flyball_agent.controllers.base import Board
+
 CHARACTERS_PER_TOKEN = 4
 """Rough length of an English token: text has no tokenizer here, token-id prompts are counted exactly."""
 CHAT_TOKENS_PER_MESSAGE = 4
@@ -175,6 +177,69 @@ def require_context(request: CompletionRequest, max_model_len: int) -> int:
             f"min_tokens is {request.min_tokens}, the context has room for {room}: lower it", "min_tokens"
         )
     return room if request.max_tokens is None else request.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsRequest:
+    """The body of /flyball/limits.
+
+    Attributes:
+        batch_limit: most sequences in the batch; None: the engine's own limit.
+        admit: how many of those that wait may still enter the batch; None: all.
+        seconds: after these both are lifted if nobody sets them again; None: they stay.
+    """
+
+    batch_limit: int | None
+    admit: int | None
+    seconds: float | None
+
+
+def parse_limits(raw: bytes, max_batch_limit: int) -> LimitsRequest:
+    """Reads the body of /flyball/limits; what it leaves out is not limited.
+
+    Raises:
+        BadRequestError: a field is unknown or out of its bounds; the message names it.
+    """
+    try:
+        body = json.loads(raw)
+    except ValueError as error:
+        raise BadRequestError(f"the body is no JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise BadRequestError("the body must be a JSON object")
+    unknown = sorted(body.keys() - {"batchLimit", "admit", "seconds"})
+    if unknown:
+        raise BadRequestError(f"field {unknown[0]} is unknown: give batchLimit, admit or seconds", unknown[0])
+    batch_limit = _integer(body, "batchLimit", None, 1)
+    if batch_limit is not None and batch_limit > max_batch_limit:
+        raise BadRequestError(f"batchLimit is {batch_limit}: give 1 to {max_batch_limit}", "batchLimit")
+    seconds = body.get("seconds")
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0):
+        raise BadRequestError(f"seconds is {json.dumps(seconds)}: give a number above 0", "seconds")
+    return LimitsRequest(batch_limit, _integer(body, "admit", None, 0), seconds)
+
+
+def board_body(board: Board) -> dict[str, Any]:
+    """The body of /flyball/board."""
+    return {
+        "iteration": board.iteration,
+        "blockTokens": board.block_tokens,
+        "kvBlocks": board.kv_blocks,
+        "batchLimit": board.batch_limit,
+        "maxBatchLimit": board.max_batch_limit,
+        "requests": [
+            {
+                "id": request.request_id,
+                "ageSeconds": request.age_seconds,
+                "promptTokens": request.prompt_tokens,
+                "generatedTokens": request.generated_tokens,
+                "running": request.running,
+                "scheduledAgeSeconds": request.scheduled_age_seconds,
+                "computedTokens": request.computed_tokens,
+                "outputTokens": request.output_tokens,
+            }
+            for request in board.requests
+        ],
+    }
 
 
 class Answer:

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 from typing import NamedTuple
 
+from flyball_agent.controllers.base import Board
 from flyball_sim.engine.core import EngineCore
 from flyball_sim.engine.gpus import EngineGpus
 from flyball_sim.engine.metrics import EngineMetrics, EngineState
@@ -95,6 +96,7 @@ class EngineRuntime:
         self._core.events = []
         self._streams: dict[str, TokenStream] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._limits_timer: asyncio.TimerHandle | None = None
         self._flush_due = 0.0
         self._load_timer: asyncio.TimerHandle | None = None
         self._load_was_idle = True
@@ -172,9 +174,40 @@ class EngineRuntime:
             core.counted(),
         )
 
+    @property
+    def max_batch_limit(self) -> int:
+        """The `max_num_seqs` the engine was started with."""
+        return self._core.max_batch_limit
+
+    def board(self) -> Board:
+        """The scheduler now."""
+        self._pump()
+        return self._core.board()
+
+    def set_limits(self, batch_limit: int | None, admit: int | None, seconds: float | None = None) -> None:
+        """Limit the batch, and who may enter it.
+
+        Args:
+            batch_limit: most sequences in the batch; None: the engine's own limit.
+            admit: how many of those that wait may still enter; None: all.
+            seconds: after these both are lifted if nobody sets them again; None: they stay.
+        """
+        if self._limits_timer is not None:
+            self._limits_timer.cancel()
+            self._limits_timer = None
+        self._pump()
+        core = self._core
+        core.set_batch_limit(core.max_batch_limit if batch_limit is None else batch_limit)
+        core.set_admission(admit)
+        if seconds is not None:
+            self._limits_timer = self._loop.call_later(seconds, self.set_limits, None, None)
+        if self._streams:
+            self._flush_due = max(self._flush_due, core.now_seconds)  # it may begin to work after having been idle
+        self._arm()
+
     def close(self) -> None:
         """Stop the timers and take the load off the GPUs."""
-        for timer in (self._timer, self._load_timer):
+        for timer in (self._timer, self._load_timer, self._limits_timer):
             if timer is not None:
                 timer.cancel()
         self._gpus.write_load(LoadSample(0.0, 0.0, 0.0))

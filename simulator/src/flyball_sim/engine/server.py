@@ -14,8 +14,10 @@ from flyball_sim.engine.metrics import CONTENT_TYPE, EngineMetrics
 from flyball_sim.engine.protocol import (
     Answer,
     BadRequestError,
+    board_body,
     error_body,
     parse_completion,
+    parse_limits,
     require_context,
 )
 from flyball_sim.engine.requests import EngineRefusalError, EngineRequest, QueueFullError, RequestTiming
@@ -81,6 +83,8 @@ class EngineServer:
         app.router.add_get("/version", self._version)
         app.router.add_get("/metrics", self._scrape)
         app.router.add_get("/metrics/", self._scrape)
+        app.router.add_get("/flyball/board", self._board)
+        app.router.add_post("/flyball/limits", self._limits)
         return app
 
     async def drain(self, grace_seconds: float) -> int:
@@ -112,6 +116,17 @@ class EngineServer:
     async def _scrape(self, _: web.Request) -> web.Response:
         # Always this format: whoever accepts OpenMetrics gets colons all the same, as from vLLM's own route.
         return web.Response(body=self._metrics.render(self._runtime.state()), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _board(self, _: web.Request) -> web.Response:
+        return web.json_response(board_body(self._runtime.board()))
+
+    async def _limits(self, http: web.Request) -> web.Response:
+        try:
+            asked = parse_limits(await http.read(), self._runtime.max_batch_limit)
+        except BadRequestError as error:
+            return _error(str(error), kind=error.kind, status=error.status, param=error.param)
+        self._runtime.set_limits(asked.batch_limit, asked.admit, asked.seconds)
+        return web.Response(status=204)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(request, chat=False)

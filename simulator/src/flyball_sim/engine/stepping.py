@@ -285,7 +285,7 @@ class Stepper:
             self._launch()
         elif self._kind == LINE:
             self._open()
-        elif self._batch.waiting:
+        elif self._batch.waiting and self._batch.admit:
             self._wake()
         else:
             self.power.account_idle(self._begin, self._begin)
@@ -440,6 +440,10 @@ class Stepper:
         seconds, tally = now - arrival, self.counts.end_to_end
         tally.total += seconds
         tally.counts[bisect_left(REQUEST_BUCKETS, seconds)] += 1
+        # vLLM counts 0 for an answer of one token, too
+        each, tally = (now - sequence.first_token) / max(1, output - 1), self.counts.time_per_token
+        tally.total += each
+        tally.counts[bisect_left(ITL_BUCKETS, each)] += 1
         if self.events is not None:
             self.events.append(TokenEvent(name, now, output, timing))
 

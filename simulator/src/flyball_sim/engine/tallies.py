@@ -18,6 +18,7 @@ REQUEST_BUCKETS = (
     1920.0, 7680.0,
 )  # fmt: skip
 STEP_BUCKETS = (1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0)
+STEP_BOUNDS = (*STEP_BUCKETS, math.inf)
 STEP_BUCKET = bytes(bisect_left(STEP_BUCKETS, tokens) for tokens in range(int(STEP_BUCKETS[-1]) + 2))
 """The bucket of a step by its tokens; the last one is of all that have more."""
 
@@ -78,6 +79,7 @@ class EngineCounts:
         "step_buckets",
         "step_tokens",
         "steps",
+        "time_per_token",
         "time_to_first",
     )
 
@@ -93,4 +95,10 @@ class EngineCounts:
         """Steps by the tokens they computed; the bucket of each number is in `STEP_BUCKET`."""
         self.time_to_first = Tally(TTFT_BUCKETS)
         self.inter_token = Tally(ITL_BUCKETS)
+        self.time_per_token = Tally(ITL_BUCKETS)
+        """Of each answered request: the mean time between its tokens."""
         self.end_to_end = Tally(REQUEST_BUCKETS)
+
+    def cumulative_steps(self) -> tuple[float, ...]:
+        """Steps that computed at most as many tokens as each edge of `STEP_BUCKETS`, and all of them last."""
+        return tuple([float(count) for count in accumulate(self.step_buckets)])
