@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field
 
 from flyball_api import crdgen
-from flyball_api.common import ApiModel
+from flyball_api.common import ApiModel, Unit
 from flyball_api.crdschema import CrdError, structural_schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,6 +175,13 @@ def test_a_bounded_number_is_refused_with_value_bound_and_mend():
             }
         ],
     }
+
+
+def test_a_unit_of_percent_is_no_placeholder():
+    percent = Annotated[int, Field(ge=0, le=100), Unit("%")]
+    schema = structural_schema(model_with(share=(percent, Field(description="A share."))))
+    (rule,) = schema["properties"]["spec"]["properties"]["share"]["x-kubernetes-validations"]
+    assert rule["messageExpression"] == "'%s %% is outside 0 to 100 %%: give a value from 0 to 100 %%'.format([self])"
 
 
 def test_a_number_with_one_bound_names_that_bound():

@@ -89,6 +89,17 @@ CHANGES = {
     ),
     "one value three times": ("spec.selector.namespaces", ["<&>", "<&>", "<&>", "b", "b"]),
     "values of several types": ("spec.selector.namespaces", [1, True, 1.5, None, 1, "1"]),
+    "parameters of three other types": (
+        "spec.controller",
+        {"type": "AGFT", "fixed": {}, "pals": {"profile": "chat"}, "flyball": {}},
+    ),
+    "a percentage beyond its bound": ("spec.controller", {"type": "PALS", "pals": {"offeredPercent": 5}}),
+    "a profile with a line break": ("spec.controller", {"type": "PALS", "pals": {"profile": "chat\n"}}),
+    "a profile of strange letters": ("spec.controller", {"type": "PALS", "pals": {"profile": "chät"}}),
+    "a type that needs all that is not there": (
+        "spec",
+        {"selector": {"matchLabels": {"a": "b"}}, "controller": {"type": "PALS"}},
+    ),
     "a line break in a word": ("spec.mode", "Enforce\nnow"),
     "strange characters in a word": ("spec.mode", '"\t\\\u00e9\u0001\u2028\U0001f600\x7f<\u00a0'),
     "a word that is too long": ("spec.mode", "é" * 65),

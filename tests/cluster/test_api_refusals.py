@@ -19,12 +19,16 @@ from kubernetes import client
 from kubernetes.config import new_client_from_config
 from pydantic import ValidationError
 
+from flyball_api.controllers.needs import PROFILED
+from flyball_api.controllers.union import PARAMETERS, Controller
 from flyball_api.energypolicy import EnergyPolicy
 from flyball_api.names import API_VERSION, GROUP, VERSION
 from flyball_api.nodeenergyplan import NodeEnergyPlan
 
 OBJECTS = Path(__file__).parent / "objects"
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "energypolicy.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = DOCS / "energypolicy.md"
+EXAMPLES = DOCS / "examples"
 MODELS = {model.KIND: model for model in (EnergyPolicy, NodeEnergyPlan)}
 
 
@@ -105,10 +109,68 @@ def test_every_bad_object_has_a_good_twin():
     assert len(bad) > 80
 
 
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in sorted(EXAMPLES.glob("*.yaml"))])
+def test_a_sample_policy_of_the_docs_is_taken(api, path):
+    assert api.refusal(yaml.safe_load(path.read_text())) == []
+
+
+def wire_name(attribute):
+    """Return the name of a controller's parameters in a policy."""
+    return Controller.model_fields[attribute].alias
+
+
+def bounded(schema, definitions, path=()):
+    """Yield each number or word of some parameters: its path, a value that just fits and those that just do not."""
+    for name, child in schema.get("properties", {}).items():
+        inner = child["anyOf"][0] if "anyOf" in child else child
+        inner = definitions[inner["$ref"].rpartition("/")[2]] if "$ref" in inner else inner
+        here = (*path, name)
+        if words := inner.get("enum"):
+            yield here, words[-1], ["Turbo"]
+        elif inner["type"] in {"integer", "number"}:
+            yield here, inner["maximum"], [inner["minimum"] - 1, inner["maximum"] + 1]
+        yield from bounded(inner, definitions, here)
+
+
+def parameters():
+    for kind, (attribute, model) in PARAMETERS.items():
+        schema = model.model_json_schema()
+        for path, fitting, beyond in bounded(schema, schema.get("$defs", {})):
+            place = (wire_name(attribute), *path)
+            yield pytest.param(kind, place, fitting, beyond, id=".".join(place))
+
+
+@pytest.mark.parametrize(("kind", "place", "fitting", "beyond"), list(parameters()))
+def test_a_controllers_parameter_is_taken_at_its_bound_and_refused_beyond(api, kind, place, fitting, beyond):
+    assert api.refusal(with_parameter(kind, place, fitting)) == []
+    for value in beyond:
+        (sentence,) = api.refusal(with_parameter(kind, place, value))
+        assert sentence.startswith(f"spec.controller.{'.'.join(place)}: "), sentence
+        assert ": give " in sentence, sentence
+
+
+def with_parameter(kind, place, value):
+    """Return a policy of that type that gives this one parameter, beside what the type needs."""
+    spec = {
+        "selector": {"matchLabels": {"app": "chat"}},
+        "slo": {name: {"thresholdMilliseconds": 500} for name in ("timeToFirstToken", "interTokenLatency", "endToEnd")},
+        "powerBudget": {"watts": 5600},
+        "controller": {"type": kind, place[0]: {"profile": "chat"} if kind in PROFILED else {}},
+    }
+    *above, last = place
+    parent = spec["controller"]
+    for name in above:
+        parent = parent.setdefault(name, {})
+    parent[last] = value
+    return {"apiVersion": API_VERSION, "kind": "EnergyPolicy", "metadata": {"name": "x"}, "spec": spec}
+
+
 def scalars(schema):
     """Return a strategy for a scalar around its bounds: mostly inside, now and then just outside."""
     if words := schema.get("enum", [schema["const"]] if "const" in schema else None):
         return st.sampled_from(words * 10 + ["other"])
+    if schema["type"] == "boolean":
+        return st.booleans()
     if schema["type"] == "string":
         longest = schema["maxLength"]
         return st.sampled_from(["a", "/b", "/" * longest] * 10 + ["", "x" * (longest + 1)])
@@ -120,7 +182,8 @@ def specs(schema, definitions):
     """Return a strategy for all that a JSON schema describes, and a little beyond."""
     if "$ref" in schema or "anyOf" in schema:
         inner = schema["anyOf"][0] if "anyOf" in schema else definitions[schema["$ref"].rpartition("/")[2]]
-        return specs(inner, definitions)
+        strategy = specs(inner, definitions)
+        return strategy.map(of_one_type) if inner.get("title") == "Controller" else strategy
     if schema["type"] == "array":
         return st.lists(specs(schema["items"], definitions), max_size=3)
     if "additionalProperties" in schema:
@@ -133,6 +196,15 @@ def specs(schema, definitions):
         {name: field for name, field in fields.items() if name in required},
         optional={name: field for name, field in fields.items() if name not in required},
     )
+
+
+def of_one_type(controller):
+    """Take most of the parameters of other types out again: with them hardly any policy would be taken."""
+    own = PARAMETERS.get(controller["type"])
+    if own is None or len(controller) % 3 == 0:
+        return controller
+    name = wire_name(own[0])
+    return {key: value for key, value in controller.items() if key in {"type", name}}
 
 
 def objects(model):

@@ -164,7 +164,8 @@ class Structural:
         rule = " && ".join(f"self {operators[key]} {literal(bound)}" for key, bound in bounds.items())
         unit = f" {schema[UNIT]}" if UNIT in schema else ""
         beyond, within = _range_in_words(schema)
-        rules.append(cel_rule(rule, f"%s{unit} is {beyond}: give {within}", "self"))
+        rest = f"{unit} is {beyond}: give {within}".replace("%", "%%")
+        rules.append(cel_rule(rule, f"%s{rest}", "self"))
         return {}
 
 

@@ -26,6 +26,7 @@ from flyball_api.common import (
     field_value,
 )
 from flyball_api.controllers.fixed import RoleClock
+from flyball_api.controllers.needs import NEEDS
 from flyball_api.controllers.union import Controller
 
 LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
@@ -242,7 +243,7 @@ def _within_limit(bound: Literal["min", "max"]) -> Rule:
 class EnergyPolicySpec(RuledModel):
     """Which inference pods are governed, which latencies they owe, how many watts they share, what controls them."""
 
-    RULES = (_within_limit("min"), _within_limit("max"))
+    RULES = (_within_limit("min"), _within_limit("max"), *NEEDS)
 
     mode: Literal["Observe", "Enforce"] = Field(
         default="Observe", description="Observe changes nothing and reports what Enforce would do."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flyball_api.common import ApiModel
+from flyball_api.controllers.profiled import Profiled
 
 
-class ThrottLlemController(ApiModel):
+class ThrottLlemController(Profiled):
     """Parameters of throttLL'eM (arXiv 2408.05235); all have defaults."""

@@ -1,8 +1,11 @@
-"""Which controller a policy wants, and its parameters."""
+"""Which controller a policy wants, and its parameters.
+
+What a type needs of the rest of a policy (objectives, a profile, a power budget) is in `needs`.
+"""
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
@@ -16,6 +19,39 @@ from flyball_api.controllers.voltanallm import VoltanaLlmController
 
 ControllerType = Literal["Flyball", "VoltanaLLM", "ThrottLLeM", "AGFT", "PALS", "Fixed"]
 
+PARAMETERS: Final[dict[ControllerType, tuple[str, type[ApiModel]]]] = {
+    "Flyball": ("flyball", FlyballController),
+    "VoltanaLLM": ("voltana_llm", VoltanaLlmController),
+    "ThrottLLeM": ("throttll_em", ThrottLlemController),
+    "AGFT": ("agft", AgftController),
+    "PALS": ("pals", PalsController),
+    "Fixed": ("fixed", FixedController),
+}
+"""By type: the attribute of `Controller` that holds its parameters, and their model."""
+
+_ON_THE_WIRE: Final = {
+    "Flyball": "flyball",
+    "VoltanaLLM": "voltanaLLM",
+    "ThrottLLeM": "throttLLeM",
+    "AGFT": "agft",
+    "PALS": "pals",
+    "Fixed": "fixed",
+}
+_STRANGERS: Final = (
+    "["
+    + ", ".join(f"has(self.{name}) && self.type != '{kind}' ? '{kind}' : ''" for kind, name in _ON_THE_WIRE.items())
+    + "].filter(t, t != '')"
+)
+
+
+def _strangers(controller: Any) -> list[str]:
+    """Types whose parameters are given although another one is wanted."""
+    return [
+        kind
+        for kind, (attribute, _) in PARAMETERS.items()
+        if kind != controller.type and getattr(controller, attribute) is not None
+    ]
+
 
 class Controller(RuledModel):
     """Which controller drives the GPUs, and its parameters (only those of the named type)."""
@@ -26,6 +62,12 @@ class Controller(RuledModel):
             holds=lambda self: self.type != "Fixed" or self.fixed is not None,
             message="controller type %s comes without its parameters: give spec.controller.fixed",
             values=(field_value("type"),),
+        ),
+        Rule(
+            cel=" && ".join(f"(self.type == '{kind}' || !has(self.{name}))" for kind, name in _ON_THE_WIRE.items()),
+            holds=lambda self: not _strangers(self),
+            message="controller type %s comes with parameters of type %s: take them out or change the type",
+            values=(field_value("type"), (f"{_STRANGERS}[0]", lambda self: _strangers(self)[0])),
         ),
     )
 
@@ -50,14 +92,3 @@ class Controller(RuledModel):
         attribute, model = PARAMETERS[self.type]
         given: ApiModel | None = getattr(self, attribute)
         return model() if given is None else given
-
-
-PARAMETERS: Final[dict[ControllerType, tuple[str, type[ApiModel]]]] = {
-    "Flyball": ("flyball", FlyballController),
-    "VoltanaLLM": ("voltana_llm", VoltanaLlmController),
-    "ThrottLLeM": ("throttll_em", ThrottLlemController),
-    "AGFT": ("agft", AgftController),
-    "PALS": ("pals", PalsController),
-    "Fixed": ("fixed", FixedController),
-}
-"""By type: the attribute of `Controller` that holds its parameters, and their model."""
