@@ -159,7 +159,7 @@ class Fault(ApiModel):
     code: Annotated[str, Field(min_length=1, max_length=64)] = Field(
         description="One word: NoPermission, NotSupported, GpuLost, NvmlError, NvmlHung, DriverReloaded, CapNotInForce,"
         " CapAboveGrant, ForeignCap, ClockNotAchieved, RecordFailed, RecordLost, MetricsStale, MetricMissing, Degraded,"
-        " MigEnabled, Shared, ActuatorLost, UnknownGpu, Stopped."
+        " ControllerFailed, EngineLimits, MigEnabled, Shared, ActuatorLost, UnknownGpu, Stopped."
     )
     message: Annotated[str, Field(max_length=512)] = Field(
         default="", description="A sentence with value, bound and mend."
@@ -191,6 +191,10 @@ class GpuStatus(ApiModel):
     draw_watts: int | None = Field(default=None, description="What the card draws, averaged since the last write.")
     sm_megahertz: int | None = Field(default=None, description="The SM clock when last read.")
     cap_limited: bool = Field(default=False, description="The power cap was slowing the card.")
+    because: Annotated[str, Field(max_length=256)] = Field(
+        default="",
+        description="Why the controller chose the present setpoint; refreshed only when something else is written.",
+    )
     faults: Annotated[tuple[Fault, ...], Field(max_length=8), ListMap("code")] = Field(
         default=(), description="What is wrong with it."
     )

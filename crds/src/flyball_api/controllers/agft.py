@@ -32,7 +32,8 @@ class AgftController(ApiModel):
         default=71, description="How far around its anchor a refined choice goes: 150 of the paper's 2100 MHz."
     )
     ridge: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=5, description="Ridge of each clock's linear model. The paper's settings say 1, of which its code makes 5."
+        default=5,
+        description="Ridge of each clock's linear model. The paper's settings say 1, of which its code makes 5.",
     )
     alpha_start_percent: Annotated[int, Field(ge=0, le=10_000), Unit("%")] = Field(
         default=1000, description="Weight of the unknown in the first round."
