@@ -1,0 +1,1 @@
+"""Rules that choose an engine for a request: pure functions of what is known of the engines."""
