@@ -196,6 +196,34 @@ def test_events_tell_of_what_came_up_and_of_what_is_over(world):
     assert "Enforced" in reasons
 
 
+def test_what_a_controller_lacks_is_told_once_with_the_gpus_that_it_is_about():
+    world = World(nodes=1, gpus=2)
+    world.add(policy_of())
+    world.settle()
+    lacking = "the profile chat-h100 was made on another GPU: clocks stay unlocked"
+    for card in world.nodes["n0"].cards:
+        card.faults = ({"code": "Degraded", "message": lacking},)
+    world.report("n0")
+    world.tick(1.0)
+    said = world.condition("p", "Degraded")
+    assert (said.status, said.reason) == ("True", "ControllerDegraded")
+    assert said.message.count(lacking) == 1
+    assert "(n0/GPU-0-0, n0/GPU-0-1)" in said.message
+    assert world.condition("p", "Ready").message == said.message
+
+
+def test_a_card_that_does_not_obey_comes_before_a_controllers_complaint():
+    world = World(nodes=1, gpus=2)
+    world.add(policy_of())
+    world.settle()
+    world.nodes["n0"].cards[0].faults = ({"code": "Degraded", "message": "no metric"},)
+    world.nodes["n0"].cards[1].faults = ({"code": "NvmlError", "message": "flapping"},)
+    world.report("n0")
+    world.tick(1.0)
+    assert world.condition("p", "Degraded").reason == "GpuFault"
+    assert "no metric (n0/GPU-0-0)" in world.condition("p", "Degraded").message
+
+
 def test_the_same_event_is_not_sent_twice_within_a_minute(world):
     world.add(policy_of())
     world.settle()

@@ -246,6 +246,51 @@ def test_pods_whose_gpus_nobody_has_told_of_are_named(world):
     assert "default/pod-0-0" in said.message
 
 
+SLO = {"timeToFirstToken": {"thresholdMilliseconds": 500}}
+
+
+def test_another_controller_takes_over_under_new_grants_without_a_release_or_another_cap(world):
+    budget = {"watts": 1600, "reserveWatts": 0}
+    world.add(policy_of(powerBudget=budget, slo=SLO))
+    world.settle()
+    before = world.entries()
+    world.add(policy_of(powerBudget=budget, slo=SLO, controller={"type": "Flyball"}, generation=2))
+    actions = world.tick(1.0)
+    assert [(entry.name, entry.why) for entry in actions.plans] == [("n0", "grant"), ("n1", "grant")]
+    assert world.plans["n0"].spec.policies[0].controller.type == "Flyball"
+    after = world.entries()
+    assert after.keys() == before.keys()
+    for uuid, entry in after.items():
+        assert entry.grant > before[uuid].grant
+        assert entry.action == "Enforce"
+        assert (entry.cap_watts, entry.ceiling_watts) == (before[uuid].cap_watts, before[uuid].cap_watts)
+    assert world.condition("p", "Enforced").reason == "InFlight"
+    world.settle()
+    assert world.condition("p", "Enforced").status == "True"
+
+
+def test_the_same_controller_with_other_parameters_is_a_new_grant(world):
+    slow, fast = ([{"role": "unified", "minMegahertz": mhz, "maxMegahertz": mhz}] for mhz in (600, 1500))
+    world.add(policy_of(controller={"type": "Fixed", "fixed": {"clocks": slow}}))
+    world.settle()
+    before = world.entries()
+    world.add(policy_of(controller={"type": "Fixed", "fixed": {"clocks": fast}}, generation=2))
+    world.tick(1.0)
+    assert all(entry.grant > before[uuid].grant for uuid, entry in world.entries().items())
+
+
+def test_a_policy_that_is_no_longer_to_cap_releases_its_caps_before_the_next_controller_drives(world):
+    capped = {"type": "PALS", "pals": {"profile": "chat-h100"}}
+    world.add(policy_of(powerBudget={"watts": 1600, "reserveWatts": 0}, controller=capped))
+    world.settle()
+    world.add(policy_of(slo=SLO, controller={"type": "Flyball"}, generation=2))
+    world.tick(1.0)
+    assert {entry.action for entry in world.entries().values()} == {"Release"}
+    world.settle()
+    assert {(entry.action, entry.cap_watts) for entry in world.entries().values()} == {("Enforce", None)}
+    assert {card.cap for card in world.cards()} == {CAP_MAX}
+
+
 def test_a_new_leader_marks_every_plan_before_it_raises_anything(world):
     world.add(policy_of(powerBudget={"watts": 1600, "reserveWatts": 0}))
     world.settle()

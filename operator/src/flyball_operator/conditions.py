@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from flyball_api.energypolicy import EnergyPolicySpec, Slo
 from flyball_api.names import GPU_RESOURCE, RELEASED_BY_HAND, SWITCH_CONFIG_MAP, SWITCH_KEY
@@ -18,6 +18,9 @@ Truth = Literal["True", "False", "Unknown"]
 MESSAGE_CHARACTERS = 1024
 NAMED = 3
 """How many things a message names before it says `and N more`."""
+
+CONTROLLER_FAULTS: Final = frozenset({"Degraded", "MetricMissing", "ControllerFailed", "EngineLimits"})
+"""Codes of faults that are a controller's or its engine's: the card obeys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,8 +336,18 @@ def _releasing_text(gpus: Sequence[Gpu]) -> str:
     )
 
 
+def _complaints(gpus: Sequence[Gpu]) -> Iterable[Trouble]:
+    """What controllers say keeps them from controlling well: each sentence once, however many GPUs it is about."""
+    said: dict[str, list[str]] = {}
+    for gpu in gpus:
+        for fault in gpu.status.faults if gpu.status is not None else ():
+            if fault.code in CONTROLLER_FAULTS:
+                said.setdefault(fault.message or fault.code, []).append(f"{gpu.node}/{gpu.uuid}")
+    return [Trouble("ControllerDegraded", f"{sentence} ({listed(places)})") for sentence, places in said.items()]
+
+
 def troubles_of(
-    gpus: Iterable[Gpu], targets: PolicyTargets, stale_engines: Sequence[str], narrow: Sequence[str]
+    gpus: Sequence[Gpu], targets: PolicyTargets, stale_engines: Sequence[str], narrow: Sequence[str]
 ) -> tuple[Trouble, ...]:
     """What is wrong with a policy's pods and GPUs, the worst first.
 
@@ -353,7 +366,12 @@ def troubles_of(
         )
     for gpu in gpus:
         faults = gpu.status.faults if gpu.status is not None else ()
-        found += [Trouble("GpuFault", f"{gpu.node}/{gpu.uuid}: {fault.code}: {fault.message}") for fault in faults]
+        found += [
+            Trouble("GpuFault", f"{gpu.node}/{gpu.uuid}: {fault.code}: {fault.message}")
+            for fault in faults
+            if fault.code not in CONTROLLER_FAULTS
+        ]
+    found += _complaints(gpus)
     if targets.unallocated:
         names = listed(pod.key for pod in targets.unallocated)
         found.append(
