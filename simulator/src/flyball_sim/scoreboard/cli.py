@@ -52,15 +52,16 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console  # noqa: PLC0415 - so that --help is quick
 
     from flyball_sim.load.traces import TraceError  # noqa: PLC0415
-    from flyball_sim.scoreboard.board import digest_of, run_board  # noqa: PLC0415
-    from flyball_sim.scoreboard.contest import QUICK_RUNS, ROWS, SEARCH_RUNS, Options  # noqa: PLC0415
+    from flyball_sim.scoreboard.board import run_board  # noqa: PLC0415
+    from flyball_sim.scoreboard.catalog import HEADLINE, ROWS  # noqa: PLC0415
+    from flyball_sim.scoreboard.contest import QUICK_RUNS, SEARCH_RUNS, Options  # noqa: PLC0415
     from flyball_sim.scoreboard.store import Store, StoreError  # noqa: PLC0415
     from flyball_sim.scoreboard.table import table  # noqa: PLC0415
 
     errors = Console(stderr=True)
     try:
         cells = _cells(args)
-        rows = _known("controller", args.controller, ROWS) or list(ROWS)
+        rows = _known("controller", args.controller, ROWS) or list(HEADLINE)
     except _WrongFilterError as error:
         errors.print(f"flyball-sim scoreboard: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return _ERROR
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     options = Options(seed=args.seed, draws=args.draws, data=args.data, search_runs=runs)
     records: list[dict[str, Any]] = []
     try:
-        with Store(args.out, digest_of(options)) as store, _Bar(errors) as bar:
+        with Store(args.out) as store, _Bar(errors) as bar:
             for record in run_board(cells, options, store, jobs=args.jobs, rows=rows, watcher=bar):
                 records.append(record)
                 if args.json:

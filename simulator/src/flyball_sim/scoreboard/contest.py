@@ -1,18 +1,15 @@
-"""One cell: every row's run on the same arrivals, from unlocked clocks to the proved bound."""
+"""One cell: runs on the same arrivals, from unlocked clocks to the proved bound."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flyball_agent.controllers.fixed import Fixed
-from flyball_api.controllers.fixed import FixedController, RoleClock
 from flyball_sim.engine.machine import Machine
 from flyball_sim.gpu.parameters import draw
 from flyball_sim.load.traces import TraceRequest
@@ -21,8 +18,6 @@ from flyball_sim.scoreboard.bound import Bound, BoundProgram
 from flyball_sim.scoreboard.cells import WORLDS, Cell
 from flyball_sim.scoreboard.runs import UNLOCKED, Engine, Outcomes, Schedule, Setting, run_machine
 from flyball_sim.scoreboard.slo import ATTAINMENT, CAPACITY_ATTAINMENT, Floats, Slo, allowed_misses
-from flyball_sim.world.direct import EngineRun, run_engine
-from flyball_sim.world.slo import met_all
 
 CAPACITY_TOLERANCE = 0.02
 CAP_STEP_WATTS = 5.0
@@ -65,7 +60,7 @@ class Row:
         output_tokens: of those.
         blocks_joules: energy by block of the run; empty where it has none.
         met: 1 for each request that met its SLO, by arrival; empty where it has none.
-        drawn_joules: energy under each parameter draw.
+        drawn: (energy, attainment) under each parameter draw.
         details: what else is worth saying, by name.
     """
 
@@ -75,8 +70,8 @@ class Row:
     output_tokens: int
     blocks_joules: Floats = field(default_factory=lambda: np.empty(0))
     met: Floats = field(default_factory=lambda: np.empty(0))
-    drawn_joules: tuple[float, ...] = ()
-    details: Mapping[str, str | float | int | None] = field(default_factory=dict)
+    drawn: tuple[tuple[float, float], ...] = ()
+    details: dict[str, str | float | int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,24 +203,30 @@ class Contest:
     def drawn_engines(self) -> Iterator[Engine]:
         """The engine under each parameter draw."""
         for index in range(self.options.draws):
-            yield cells.engine_of(self.world, draw(self.options.seed, index))
+            yield self.drawn_engine(index)
 
-    def drawn(self, schedule: Schedule, outcomes: Outcomes, *, parked: bool = False) -> tuple[float, ...]:
-        """Energy of the same schedule under each parameter draw.
+    def drawn_engine(self, index: int) -> Engine:
+        """The engine under one parameter draw."""
+        return cells.engine_of(self.world, draw(self.options.seed, index))
+
+    def drawn(self, schedule: Schedule, outcomes: Outcomes, *, parked: bool = False) -> tuple[tuple[float, float], ...]:
+        """Energy and attainment of the same schedule under each parameter draw.
 
         One clock that no cap lowered is weighed again: the same times, the draw's watts. Anything else runs again.
         """
         used = [sums for sums in outcomes.book.clocks.values() if sums.idle_seconds + sums.step_seconds > 0.0]
         single = len(schedule) == 1 and schedule[0][1].cap_watts is None and len(used) == 1
-        energies = []
+        attainment = float(outcomes.met(self.slo).mean())
+        drawn = []
         for engine in self.drawn_engines():
             if single:
                 dies = engine.dies or Machine(engine.model, engine.limits).dies
-                energies.append(outcomes.book.energy_joules(engine.model.gpu, dies))
+                drawn.append((outcomes.book.energy_joules(engine.model.gpu, dies), attainment))
             else:
                 again = self.serve(schedule, engine=engine, marks=())
-                energies.append(parked_joules(engine, again) if parked else again.energy_joules)
-        return tuple(energies)
+                joules = parked_joules(engine, again) if parked else again.energy_joules
+                drawn.append((joules, float(again.met(self.slo).mean())))
+        return tuple(drawn)
 
 
 def _load_shares(slot_of: NDArray[np.int64], trace: Sequence[TraceRequest], slots: int) -> Floats:
@@ -272,117 +273,3 @@ def capacity(case: cells.Case, options: Options) -> search.Capacity:
         return float(outcomes.met(slo).mean()) >= CAPACITY_ATTAINMENT
 
     return search.capacity(holds, tolerance=CAPACITY_TOLERANCE)
-
-
-def _static(contest: Contest, trial: Trial, **details: str | float | int | None) -> Row:
-    outcomes = trial.outcomes
-    return _row(contest, outcomes, outcomes.energy_joules, [(0.0, trial.setting)], details)
-
-
-def _row(
-    contest: Contest,
-    outcomes: Outcomes,
-    energy: float,
-    schedule: Schedule,
-    details: Mapping[str, str | float | int | None],
-    *,
-    parked: bool = False,
-) -> Row:
-    met = outcomes.met(contest.slo)
-    done = ~np.isnan(outcomes.finished_seconds)
-    tokens = np.array([request.output_tokens for request in contest.trace])
-    spread = np.diff(outcomes.marks_joules, prepend=0.0) if len(outcomes.marks_joules) == BLOCKS else np.empty(0)
-    itl = outcomes.itl_p99_seconds
-    return Row(
-        energy_joules=energy,
-        attainment=float(met.mean()),
-        completed=outcomes.completed,
-        output_tokens=int(tokens[done].sum()),
-        blocks_joules=spread,
-        met=met,
-        drawn_joules=contest.drawn(schedule, outcomes, parked=parked),
-        details={
-            "itl_p99_seconds": None if np.isnan(itl) else round(itl, 6),
-            "refused": outcomes.refused,
-            "preemptions": outcomes.preemptions,
-            **details,
-        },
-    )
-
-
-def _unlocked(contest: Contest) -> Row:
-    return _static(contest, contest.unlocked)
-
-
-def _static_clock(contest: Contest) -> Row:
-    best = contest.static_clock
-    return _static(contest, best.trial, sm_mhz=best.trial.setting.sm_mhz, runs=best.runs)
-
-
-def _static_cap(contest: Contest) -> Row:
-    best = contest.static_cap
-    return _static(contest, best.trial, cap_watts=best.trial.setting.cap_watts, runs=best.runs)
-
-
-def _fixed(contest: Contest) -> Row:
-    """The best static clock as a real controller holds it: late to start, through page and tick."""
-    clock = contest.static_clock.trial.setting.sm_mhz
-    parameters = FixedController(
-        clocks=() if clock is None else (RoleClock(role="unified", min_megahertz=clock, max_megahertz=clock),)
-    )
-
-    def held(engine: Engine) -> EngineRun:
-        machine = Machine(engine.model, engine.limits, dies=engine.dies, seed=contest.options.seed)
-        end = contest.end_seconds
-        return run_engine(machine, contest.trace, Fixed(parameters), model=engine.model, end_seconds=end)
-
-    run = held(contest.engine)
-    met = met_all(run.outcomes, contest.slo.bounds)
-    return Row(
-        energy_joules=run.energy_joules,
-        attainment=float(met.mean()),
-        completed=run.outcomes.count("finished"),
-        output_tokens=int(run.outcomes.output_tokens[~np.isnan(run.outcomes.finished_seconds)].sum()),
-        met=met.astype(float),
-        drawn_joules=tuple(held(engine).energy_joules for engine in contest.drawn_engines()),
-        details={"sm_mhz": clock},
-    )
-
-
-def _clairvoyant(contest: Contest) -> Row:
-    found, cap = contest.best_schedule, contest.static_cap
-    if found is None:
-        return _static(contest, contest.unlocked, why="no static clock holds the SLO")
-    capped = parked_joules(contest.engine, cap.trial.outcomes)
-    if cap.feasible and capped < found.energy_joules:
-        whole = [(0.0, cap.trial.setting)]
-        details = {"cap_watts": cap.trial.setting.cap_watts, "runs": found.runs}
-        return _row(contest, cap.trial.outcomes, capped, whole, details, parked=True)
-    schedule = contest.slot_schedule(found.clocks)
-    outcomes = contest.serve(schedule)
-    return _row(contest, outcomes, found.energy_joules, schedule, {"runs": found.runs}, parked=True)
-
-
-def _bound(contest: Contest) -> Row:
-    outcomes = contest.unlocked.outcomes
-    done = ~np.isnan(outcomes.finished_seconds)
-    tokens = np.array([request.output_tokens for request in contest.trace])
-    return Row(
-        energy_joules=contest.bound.energy_joules,
-        attainment=ATTAINMENT,
-        completed=int(done.sum()),
-        output_tokens=int(tokens[done].sum()),
-    )
-
-
-ROWS: Mapping[str, Callable[[Contest], Row]] = MappingProxyType(
-    {
-        "unlocked": _unlocked,
-        "static-clock": _static_clock,
-        "static-cap": _static_cap,
-        "fixed": _fixed,
-        "clairvoyant": _clairvoyant,
-        "bound": _bound,
-    }
-)
-"""Every row of a cell by its controller's name; a controller with two sets of parameters is two rows."""

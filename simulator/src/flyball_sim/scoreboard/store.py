@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,27 +11,9 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-_NOT_RESULTS = frozenset({"cli.py", "store.py", "table.py"})
-_ROOMS = ("engine", "gpu", "latency", "load", "scoreboard", "world")
-
 
 class StoreError(RuntimeError):
     """The file cannot be used; the message says why and the mend."""
-
-
-def code_digest(package: Path) -> str:
-    """A digest of all code a result depends on.
-
-    Args:
-        package: the directory of `flyball_sim`.
-    """
-    digest = hashlib.sha256()
-    for room in _ROOMS:
-        for path in sorted((package / room).rglob("*")):
-            if path.suffix in {".py", ".csv", ".json"} and not (room == "scoreboard" and path.name in _NOT_RESULTS):
-                digest.update(f"{path.relative_to(package).as_posix()}\0".encode())
-                digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def key_of(fields: Mapping[str, Any]) -> str:
@@ -44,16 +25,15 @@ class Store:
     """Results by key, each with the digest of what made it; one process writes at a time.
 
     A line is written whole and synced before the next. A line without an end, which a kill leaves, is cut off when
-    the file is opened; a line whose digest is not the present one counts as not there.
+    the file is opened; a line whose digest is not the one asked for counts as not there.
 
     Args:
         path: the file; None keeps nothing.
-        digest: of the code and parameters of this run.
     """
 
-    def __init__(self, path: Path | None, digest: str) -> None:
-        self._path, self._digest = path, digest
-        self._results: dict[str, Any] = {}
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._results: dict[str, tuple[str, Any]] = {}
         self._file: int | None = None
         self._lock: FileLock | None = None
 
@@ -99,17 +79,17 @@ class Store:
                 raise StoreError(
                     f"{self._path}, line {number} is no result of the scoreboard: give another --out, or drop the line"
                 ) from None
-            if digest == self._digest:
-                self._results[key_of(key)] = result
+            self._results[key_of(key)] = digest, result
 
-    def get(self, key: Mapping[str, Any]) -> Any | None:
-        """The result under a key, or None."""
-        return self._results.get(key_of(key))
+    def get(self, key: Mapping[str, Any], digest: str) -> Any | None:
+        """The result under a key if this made it, or None."""
+        made_by, result = self._results.get(key_of(key), ("", None))
+        return result if made_by == digest else None
 
-    def put(self, key: Mapping[str, Any], result: Any) -> None:
-        """Keep a result, on the disk before this returns."""
-        self._results[key_of(key)] = result
+    def put(self, key: Mapping[str, Any], digest: str, result: Any) -> None:
+        """Keep a result and what made it, on the disk before this returns."""
+        self._results[key_of(key)] = digest, result
         if self._file is not None:
-            line = json.dumps({"key": dict(key), "digest": self._digest, "result": result}, separators=(",", ":"))
+            line = json.dumps({"key": dict(key), "digest": digest, "result": result}, separators=(",", ":"))
             os.write(self._file, f"{line}\n".encode())
             os.fsync(self._file)

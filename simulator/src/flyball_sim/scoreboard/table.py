@@ -7,7 +7,7 @@ from itertools import groupby
 
 from rich.table import Table
 
-from flyball_sim.scoreboard.board import Record
+from flyball_sim.scoreboard.records import Record
 
 
 def table(records: Sequence[Record], title: str) -> Table:

@@ -1,0 +1,215 @@
+"""Rows of controllers: the five that a policy can ask for, cold and warm, on a cell's arrivals."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+
+from flyball_agent.controllers.base import GroupController, Setup, Targets
+from flyball_agent.controllers.registry import CONTROLLERS
+from flyball_api.controllers.union import PARAMETERS, ControllerType
+from flyball_sim.engine.machine import Machine
+from flyball_sim.load.traces import TraceRequest
+from flyball_sim.scoreboard.contest import Contest, Row
+from flyball_sim.scoreboard.profiled import needs_profile, profile_of
+from flyball_sim.scoreboard.runs import Engine
+from flyball_sim.scoreboard.slo import ATTAINMENT, Floats
+from flyball_sim.scoreboard.warmup import WARM_SECONDS, warm_up
+from flyball_sim.world.direct import EngineRun, control_limits, run_engine, setup_of
+from flyball_sim.world.slo import met_all
+
+PRIOR_OFF: Final = 0.3
+"""Every number of Flyball's prior is off by a factor drawn from 1 less this to 1 plus this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A controller with one set of parameters.
+
+    Attributes:
+        name: of the controller, without its set of parameters.
+        kind: its type in a policy.
+        parameters: fields of its parameters that differ from their defaults.
+        native: whether it gets the signals it declares; else 0.5 s ticks and the page.
+        wrong_prior: whether what it believes beforehand is made wrong by drawn factors.
+    """
+
+    name: str
+    kind: ControllerType
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    native: bool = True
+    wrong_prior: bool = False
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> Contender:
+        """The same with these on top of its own."""
+        return replace(self, parameters=MappingProxyType({**self.parameters, **parameters}))
+
+    @property
+    def module(self) -> str:
+        """The controller's."""
+        return CONTROLLERS[self.kind][0]
+
+
+CONTENDERS: Final[Mapping[str, Contender]] = MappingProxyType(
+    {
+        each.name: each
+        for each in (
+            Contender("agft", "AGFT"),
+            Contender("agft-improved", "AGFT", {"improved": True}),
+            Contender("voltanallm", "VoltanaLLM"),
+            Contender("throttllem", "ThrottLLeM"),
+            Contender("throttllem-oracle", "ThrottLLeM", {"length_error_percent": 0}),
+            Contender("pals", "PALS"),
+            Contender("flyball", "Flyball", native=False, wrong_prior=True),
+        )
+    }
+)
+"""By name; their parameters are the papers' constants, or what Flyball does unless told otherwise."""
+ORACLES: Final = frozenset({"throttllem-oracle"})
+"""Told what nobody can know: reported, and no rival."""
+
+
+def make(contender: Contender, setup: Setup, prior_factors: Mapping[str, float] | None = None) -> GroupController:
+    """A fresh controller.
+
+    Args:
+        contender: which.
+        setup: what it drives.
+        prior_factors: what each number it believes beforehand is multiplied by; None: it is left right.
+    """
+    module, name = CONTROLLERS[contender.kind]
+    parameters = PARAMETERS[contender.kind][1](**contender.parameters)
+    more: dict[str, Any] = {} if prior_factors is None else {"prior_factors": prior_factors}
+    made: GroupController = getattr(import_module(module), name)(parameters, setup, **more)
+    return made
+
+
+def wrong_by(names: tuple[str, ...], seed: int) -> dict[str, float]:
+    """A factor for each number of a prior, the same for the same seed."""
+    return {name: 1.0 + PRIOR_OFF * (2.0 * _uniform(f"{seed}/{name}") - 1.0) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """One run of a controller in a cell.
+
+    Attributes:
+        run: what came of it, warm-up included.
+        met: 1 for each scored request that met its SLO.
+        tokens: of the answers to those that were finished.
+        completed: scored requests that were finished.
+        preemptions: sequences computed again, warm-up included.
+    """
+
+    run: EngineRun
+    met: Floats
+    tokens: int
+    completed: int
+    preemptions: int
+
+
+def play(contest: Contest, contender: Contender, *, warm: bool, drawn: int | None = None) -> Play:
+    """Run a controller over a cell.
+
+    Args:
+        contest: the cell.
+        contender: which.
+        warm: after half an hour of the same kind of traffic that does not count.
+        drawn: number of the parameter draw the engine has; None: the nominal one.
+    """
+    options, seed = contest.options, cell_seed(contest)
+    which = None if drawn is None else (options.seed, drawn)
+    engine = contest.engine if drawn is None else contest.drawn_engine(drawn)
+    profile = profile_of(contest.cell.case.world, contender.kind, which) if needs_profile(contender.kind) else None
+    setup = setup_of(engine.model, seed=seed, profile=profile)
+    controller = make(contender, setup, _prior_factors(contender, seed))
+    before: tuple[TraceRequest, ...] = ()
+    if warm:
+        trace = contest.cell.case.trace
+        before = warm_up(trace, contest.multiplier, seed=options.seed, data=options.data)
+    return serve(contest, engine, controller, native=contender.native, before=before)
+
+
+def serve(
+    contest: Contest, engine: Engine, controller: GroupController, *, native: bool, before: tuple[TraceRequest, ...]
+) -> Play:
+    """Let a controller drive an engine over a cell, after traffic that does not count where there is any."""
+    slo, start = contest.slo, WARM_SECONDS if before else 0.0
+    scored = contest.trace
+    if before:
+        scored = tuple(replace(request, arrival_seconds=start + request.arrival_seconds) for request in scored)
+    gpu = engine.model.gpu
+    machine = Machine(engine.model, engine.limits, dies=engine.dies, seed=contest.options.seed)
+    targets = Targets(slo.ttft_seconds, slo.tpot_seconds, attainment=ATTAINMENT)
+    run = run_engine(
+        machine,
+        (*before, *scored),
+        controller,
+        model=engine.model,
+        end_seconds=start + contest.end_seconds,
+        limits=control_limits(engine.model, int(gpu.cap_default_watts), targets),
+        native=native,
+        score_seconds=start,
+        marks=start + contest.blocks,
+        stopwatch=time.process_time,
+    )
+    finished = ~np.isnan(run.outcomes.finished_seconds[len(before) :])
+    return Play(
+        run=run,
+        met=met_all(run.outcomes, slo.bounds)[len(before) :].astype(float),
+        tokens=int(run.outcomes.output_tokens[len(before) :][finished].sum()),
+        completed=int(finished.sum()),
+        preemptions=machine.preemptions,
+    )
+
+
+def row(contest: Contest, contender: Contender, *, warm: bool = False) -> Row:
+    """A controller's row of a cell, with its energies under the parameter draws."""
+    nominal = play(contest, contender, warm=warm)
+    drawn = [play(contest, contender, warm=warm, drawn=index) for index in range(contest.options.draws)]
+    return row_of(nominal, drawn)
+
+
+def row_of(nominal: Play, drawn: list[Play]) -> Row:
+    """What a run came to, as a row."""
+    run = nominal.run
+    return Row(
+        energy_joules=run.energy_joules,
+        attainment=float(nominal.met.mean()),
+        completed=nominal.completed,
+        output_tokens=nominal.tokens,
+        blocks_joules=np.diff(run.marks_joules, prepend=0.0),
+        met=nominal.met,
+        drawn=tuple((each.run.energy_joules, float(each.met.mean())) for each in drawn),
+        details={
+            "preemptions": nominal.preemptions,
+            "decisions": run.decisions,
+            "changes": run.changes,
+            "controller_seconds": round(run.controller_seconds, 3),
+            "degraded": run.degraded[0] if run.degraded else None,
+        },
+    )
+
+
+def cell_seed(contest: Contest) -> int:
+    """Of what a controller draws in a cell."""
+    return int(_uniform(f"{contest.options.seed}/{sorted(contest.cell.key.items())}") * 2**31)
+
+
+def _prior_factors(contender: Contender, seed: int) -> dict[str, float] | None:
+    if not contender.wrong_prior:
+        return None
+    names: tuple[str, ...] = import_module(contender.module).PRIOR_NAMES
+    return wrong_by(names, seed)
+
+
+def _uniform(text: str) -> float:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / (1 << 64)
