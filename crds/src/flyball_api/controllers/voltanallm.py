@@ -9,7 +9,7 @@ from pydantic import Field
 from flyball_api.common import ListSet, Unit
 from flyball_api.controllers.profiled import Profiled
 
-Permille = Annotated[int, Field(ge=50, le=1000), Unit("per mille")]
+Permille = Annotated[int, Field(ge=50, le=1000, description="One clock."), Unit("per mille")]
 
 
 class VoltanaLlmController(Profiled):
