@@ -2,6 +2,9 @@
 
 One connection controls at a time: the last that said hello. Its end, its silence beyond a lease, or a message that is
 not understood resets the clock locks it holds. A cap is never touched by any of these.
+
+Another connection may hold cards that the first has no lock or cap on (`hold`: a profiler). The first is refused while
+it lasts; by its end, in any of these ways, the card gets its clocks and its cap back as they were found.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any, Final, Protocol
 
 from flyball_agent.actuator.device import Cards
 from flyball_agent.actuator.governor import Governor, RefusedError, Ticket
+from flyball_agent.actuator.holds import Holds
 from flyball_agent.actuator.leases import Leases
 from flyball_agent.actuator.log import Log
 from flyball_agent.actuator.messages import MessageError, Request, parse
@@ -25,6 +29,7 @@ REASSERT_SECONDS: Final = 60.0
 REOPEN_SECONDS: Final = 10.0
 OWED_RESET_SECONDS: Final = 1.0
 _OPENING: Final = "open NVML"
+_HELD: Final = "GPU %s is held by another connection, as flyball profile does: wait for its end"
 
 Answer = dict[str, Any]
 Done = Callable[[Any, Exception | None], None]
@@ -95,9 +100,11 @@ class Actuator:
         self._session = ""
         self._writes = True
         self._leases = Leases()
+        self._holds = Holds()
         self._locked: set[str] = set()
         self._assert_at: float | None = None
         self._owed: dict[str, float] = {}  # UUID -> when its reset is tried again
+        self._owed_back: dict[str, float] = {}  # UUID -> when giving it back is tried again
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -159,11 +166,13 @@ class Actuator:
         self._log.error("message not understood: resetting clock locks", reason=why)
         if connection == self._controller:
             self._let_go_all()
+        self._end_holds(self._holds.of(connection))
         self._send(connection, {"id": None, "ok": False, "code": "BadMessage", "error": why})
 
     def gone(self, connection: int) -> None:
         """A connection ended."""
         self._early = [(each, request) for each, request in self._early if each != connection]
+        self._end_holds(self._holds.of(connection))
         if connection == self._controller:
             self._log.warning("agent gone: resetting clock locks, caps stay", session=self._session)
             self._controller = None
@@ -176,6 +185,13 @@ class Actuator:
             self._send(connection, {"id": request.number, "ok": True, **self._describe()})
         elif request.operation == "read":
             self._read(connection, request)
+        elif request.operation == "hold":
+            self._hold(connection, request)
+        elif request.operation == "renew" and self._holds.of(connection):
+            self._holds.renew(connection, self._clock())
+            self._send(connection, {"id": request.number, "ok": True, "expired": []})
+        elif self._holds.holder(request.gpu or "") is not None:
+            self._change_held(connection, request)
         elif connection != self._controller:
             self._refuse(connection, request, "NoSession", f"{request.operation} before hello: say hello first")
         elif request.operation == "renew":
@@ -219,8 +235,10 @@ class Actuator:
                     "cap_default_watts": card.cap_default_watts,
                     "sm_min_mhz": card.sm_mhz[0] if card.sm_mhz else 0,
                     "sm_max_mhz": card.sm_mhz[-1] if card.sm_mhz else 0,
+                    "sm_mhz": list(card.sm_mhz),
                     "mig_enabled": card.mig_enabled,
                     "leased": self._leases.holds(uuid),
+                    "held": self._holds.holder(uuid) is not None,
                 }
             )
         return {
@@ -271,13 +289,8 @@ class Actuator:
 
     def _change(self, connection: int, request: Request) -> None:
         uuid = request.gpu or ""
-        governor = self._governors.get(uuid)
+        governor = self._known(connection, request)
         if governor is None:
-            known = ", ".join(self._governors) or self._open_error or "none"
-            self._refuse(connection, request, "UnknownGpu", f"gpu is {uuid!r}: this node has {known}")
-            return
-        if not self._writes:
-            self._refuse(connection, request, "Stopped", f"{request.operation} of GPU {uuid}: writing is switched off")
             return
         self._owed.pop(uuid, None)
         if request.operation == "release":
@@ -294,6 +307,18 @@ class Actuator:
         work = partial(governor.apply, request.sm_mhz, request.cap_watts, request.ceiling_watts)
         self._jobs.submit(uuid, "set", work, partial(self._on_changed, connection, request))
 
+    def _known(self, connection: int, request: Request) -> Governor | None:
+        """The GPU that a request is to change; None when it was refused."""
+        uuid = request.gpu or ""
+        governor = self._governors.get(uuid)
+        if governor is None:
+            known = ", ".join(self._governors) or self._open_error or "none"
+            self._refuse(connection, request, "UnknownGpu", f"gpu is {uuid!r}: this node has {known}")
+        elif not self._writes:
+            self._refuse(connection, request, "Stopped", f"{request.operation} of GPU {uuid}: writing is switched off")
+            return None
+        return governor
+
     def _on_changed(self, connection: int, request: Request, result: Any, error: Exception | None) -> None:
         if error is None:
             self._send(connection, {"id": request.number, "ok": True, "gpu": result})
@@ -302,12 +327,65 @@ class Actuator:
             raise error
         code = error.code if isinstance(error, RefusedError) else "NvmlHung"
         uuid = request.gpu or ""
-        if not self._leases.holds(uuid):
+        if not self._may_be_locked(uuid):
             self._owed[uuid] = self._clock() + OWED_RESET_SECONDS
         self._refuse(connection, request, code, str(error))
 
     def _refuse(self, connection: int, request: Request, code: str, why: str) -> None:
         self._send(connection, {"id": request.number, "ok": False, "code": code, "error": why})
+
+    # -- cards that a connection has for itself ------------------------------------------------------------
+
+    def _hold(self, connection: int, request: Request) -> None:
+        uuid = request.gpu or ""
+        governor = self._known(connection, request)
+        if governor is None:
+            return
+        mine = self._holds.holder(uuid) == connection
+        if not self._holds.take(uuid, connection, request.lease_seconds or 0.0, self._clock()):
+            self._refuse(connection, request, "Held", _HELD % uuid)
+            return
+        if not mine:
+            self._log.warning("a connection takes a card for itself", gpu=uuid)
+
+        def held(result: Any, error: Exception | None) -> None:
+            if error is not None and not mine:
+                self._holds.end(uuid)
+            self._on_changed(connection, request, result, error)
+
+        self._jobs.submit(uuid, "hold", governor.hold, held)
+
+    def _change_held(self, connection: int, request: Request) -> None:
+        uuid = request.gpu or ""
+        if self._holds.holder(uuid) != connection:
+            self._refuse(connection, request, "Held", _HELD % uuid)
+            return
+        governor = self._known(connection, request)
+        if governor is None:
+            return
+        done = partial(self._on_changed, connection, request)
+        if request.operation == "release":
+            self._holds.end(uuid)
+            self._jobs.submit(uuid, "release", governor.release, partial(self._on_given_back, uuid, done))
+        else:
+            self._holds.renew(connection, self._clock())
+            self._jobs.submit(uuid, "set", partial(governor.apply, request.sm_mhz, request.cap_watts, None), done)
+
+    def _end_holds(self, uuids: list[str]) -> None:
+        for uuid in uuids:
+            self._holds.end(uuid)
+            self._log.warning("a hold ends: the card is given back as it was found", gpu=uuid)
+            self._give_back(uuid)
+
+    def _give_back(self, uuid: str) -> None:
+        governor = self._governors.get(uuid)
+        if governor is not None:
+            self._jobs.submit(uuid, "release", governor.release, partial(self._on_given_back, uuid, _ignore))
+
+    def _on_given_back(self, uuid: str, done: Done, result: Any, error: Exception | None) -> None:
+        if error is not None:
+            self._owed_back[uuid] = self._clock() + OWED_RESET_SECONDS
+        done(result, error)
 
     # -- letting go ----------------------------------------------------------------------------------------
 
@@ -340,7 +418,7 @@ class Actuator:
     def _on_let_go(self, uuid: str, governor: Governor, _: Any, error: Exception | None) -> None:
         if error is not None and not isinstance(error, HungError):
             raise error
-        if (error is not None or governor.reset_owed) and not self._leases.holds(uuid):
+        if (error is not None or governor.reset_owed) and not self._may_be_locked(uuid):
             self._owed[uuid] = self._clock() + OWED_RESET_SECONDS
 
     def recovered(self, uuid: str) -> None:
@@ -349,14 +427,18 @@ class Actuator:
         governor = self._governors.get(uuid)
         if governor is None:
             self.start()
-        elif not self._leases.holds(uuid):
+        elif not self._may_be_locked(uuid):
             governor.reset_owed = True
             self._let_go([uuid])
+
+    def _may_be_locked(self, uuid: str) -> bool:
+        return self._leases.holds(uuid) or self._holds.holder(uuid) is not None
 
     def shut_down(self) -> None:
         """Before the process ends: reset every lock, leave every cap."""
         self._controller = None
         self._leases.clear()
+        self._end_holds(self._holds.all())
         self._let_go([*self._locked, *self._owed])
 
     # -- time ----------------------------------------------------------------------------------------------
@@ -372,6 +454,10 @@ class Actuator:
         if expired:
             self._log.warning("lease expired: resetting clock locks, caps stay", gpus=expired)
             self._let_go(expired)
+        self._end_holds(self._holds.expire(now))
+        for uuid in [uuid for uuid, at in self._owed_back.items() if at <= now]:
+            del self._owed_back[uuid]
+            self._give_back(uuid)
         for uuid in [uuid for uuid, at in self._owed.items() if at <= now]:
             del self._owed[uuid]
             self._let_go([uuid])
@@ -382,7 +468,8 @@ class Actuator:
                 self._jobs.submit(uuid, "assert", work, partial(self._on_reasserted, uuid))
         if self._reopen_at is not None and self._reopen_at <= now:
             self.start()
-        due = [self._leases.next_expiry(), self._reopen_at, self._assert_at, *self._owed.values()]
+        due = [self._leases.next_expiry(), self._holds.next_expiry(), self._reopen_at, self._assert_at]
+        due += [*self._owed.values(), *self._owed_back.values()]
         return min((at for at in due if at is not None), default=None)
 
     def _work_reassert(self, governor: Governor, ticket: Ticket) -> None:
@@ -395,3 +482,9 @@ class Actuator:
         governor = self._governors[uuid]
         if governor.reset_owed and error is None:
             self._owed.setdefault(uuid, self._clock())
+
+
+def _ignore(_: Any, error: Exception | None) -> None:
+    """Nobody waits for the answer; what failed is tried again. A fault of ours is not swallowed."""
+    if error is not None and not isinstance(error, HungError | RefusedError):
+        raise error

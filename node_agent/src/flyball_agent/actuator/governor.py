@@ -123,6 +123,9 @@ class Governor:
             self._log.warning("resetting a clock lock of an earlier life", gpu=self.identity.uuid)
             self.reset_owed = True
             self.let_go()
+        if entry.held:
+            self._give_back()
+            return
         if entry.cap_watts is None:
             return
         try:
@@ -135,6 +138,37 @@ class Governor:
             self._note(error)
         except (RefusedError, RecordError) as error:
             self._log.error("the cap of an earlier life is not in force", gpu=self.identity.uuid, error=str(error))
+
+    def _give_back(self) -> None:
+        """After a death during a hold: its cap was a trial's, and nobody counts on it."""
+        try:
+            self.release()
+        except RefusedError as error:
+            self._log.error("a held card is not as it was found", gpu=self.identity.uuid, error=str(error))
+
+    def hold(self, ticket: Ticket | None = None) -> dict[str, Any]:
+        """Note that what is written from now on is somebody's who gives the card back.
+
+        Returns:
+            The report, as of `report`.
+
+        Raises:
+            RefusedError: a lock or a cap is being held for the agent, or the card is not fit.
+        """
+        self._refuse_unfit()
+        uuid = self.identity.uuid
+        entry = self._record.entry(uuid)
+        if not entry.held and (self._lock is not None or self._cap is not None or entry != EMPTY):
+            raise RefusedError(
+                "Governed",
+                f"GPU {uuid} is governed by the agent: take its pod out of every EnergyPolicy and wait for its release",
+            )
+        try:
+            self._check(ticket)
+            self._record.put(uuid, replace(entry, held=True))
+        except RecordError as error:
+            raise self._note_unrecorded(error) from error
+        return self.report()
 
     def rearm(self) -> None:
         """A new agent has come: what was given up is tried again."""

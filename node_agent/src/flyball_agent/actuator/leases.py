@@ -26,6 +26,12 @@ class Leases:
             del self._held[uuid]
         return expired
 
+    def extend(self, uuid: str, now: float) -> None:
+        """Start one lease anew, unless it has run out or was never taken."""
+        at, seconds = self._held.get(uuid, (now, 0.0))
+        if at > now:
+            self._held[uuid] = (now + seconds, seconds)
+
     def drop(self, uuid: str) -> None:
         """Give up one lease, if it is held."""
         self._held.pop(uuid, None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 MAX_LINE_BYTES: Final = 4096
-OPERATIONS: Final = ("hello", "capabilities", "set", "renew", "read", "release", "status")
+OPERATIONS: Final = ("hello", "capabilities", "set", "renew", "read", "release", "status", "hold")
 _MAX_MHZ: Final = 10_000
 _MAX_WATTS: Final = 10_000
 _MAX_LEASE_SECONDS: Final = 60
@@ -29,11 +29,11 @@ class Request:
         operation: one of `OPERATIONS`.
         number: repeated in the answer.
         session: hello: the agent's life.
-        gpu: set, release: UUID.
+        gpu: set, release, hold: UUID.
         sm_mhz: set: (lowest, highest) SM clock to lock, None to unlock.
         cap_watts: set: power cap, None to leave it alone.
         ceiling_watts: set: the highest cap granted; `cap_watts` is clamped to it.
-        lease_seconds: set: how long the lock outlives the last sign of life.
+        lease_seconds: set, hold: how long the lock, or the hold, outlives the last sign of life.
         writes: renew: False while the cluster-wide switch forbids all writing.
     """
 
@@ -68,6 +68,9 @@ def parse(line: bytes) -> Request:
         return Request(operation, int(number), session=_text(body, "session"))
     if operation == "release":
         return Request(operation, int(number), gpu=_text(body, "gpu"))
+    if operation == "hold":
+        lease_seconds = _number(body, "lease_seconds", 1, _MAX_LEASE_SECONDS)
+        return Request(operation, int(number), gpu=_text(body, "gpu"), lease_seconds=lease_seconds)
     if operation == "renew":
         writes = body.get("writes", True)
         if not isinstance(writes, bool):

@@ -34,12 +34,14 @@ class Entry:
         cap_watts: the cap we last set out to write; None: never.
         cap_previous_watts: what it replaced, so that a death between record and card leaves both known as ours.
         cap_before_watts: what was on the card before we first wrote.
+        held: it was written for a connection that has the card for itself, so nothing of it may outlive that.
     """
 
     lock: bool = False
     cap_watts: float | None = None
     cap_previous_watts: float | None = None
     cap_before_watts: float | None = None
+    held: bool = False
 
     @property
     def ours_watts(self) -> tuple[float, ...]:
@@ -97,7 +99,7 @@ def _entry(body: Mapping[str, Any]) -> Entry:
     for key, value in caps.items():
         if value is not None and not isinstance(value, int | float):
             raise TypeError(f"{key} is {value!r}, not a number")
-    return Entry(lock=bool(body["lock"]), **caps)
+    return Entry(lock=bool(body["lock"]), held=bool(body.get("held", False)), **caps)
 
 
 class Record:

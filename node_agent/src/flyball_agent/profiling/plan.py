@@ -18,8 +18,10 @@ PROMPTS: Final = (32, 128, 512, 1024, 2048, 4096, 8192)
 HELD_PROMPTS: Final = (64, 512, 2048, 6144)
 """Prompt tokens of each sequence of a decode batch: they set its KV tokens."""
 CLOCKS: Final = 14
-CAPS: Final = 6
-LOAD_BATCHES: Final = (4, 8, 16, 32, 64, 128, 256)
+CAPS: Final = 11
+LOWEST_CAP_SHARE: Final = 0.375
+"""Of the card's highest cap: the lowest that load is measured at (PALS: 150 of 400 W), if the card takes it."""
+LOAD_BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LOAD_PROMPT: Final = 512
 LOAD_OUTPUT: Final = 160
 LOAD_ROUNDS: Final = 3
@@ -147,7 +149,7 @@ def make_plan(
         ground: the engine and its cards.
         clocks: SM clocks to measure at; none: `CLOCKS` of the cards', evenly spread.
         batches: decode batches; those beyond the engine's are left out.
-        caps: caps to measure at; none: `CAPS` between the cards' lowest and highest.
+        caps: caps to measure at; none: `CAPS` up to the cards' highest.
         seed: of the lengths of the load.
 
     Raises:
@@ -161,7 +163,8 @@ def make_plan(
                 f" {ground.clocks_mhz[-1]} MHz: give one of them"
             )
     low, high = ground.cap_min_watts, ground.cap_max_watts
-    capped = tuple(caps) or tuple(round(low + (high - low) * step / (CAPS - 1)) for step in range(CAPS))
+    least = max(low, LOWEST_CAP_SHARE * high)
+    capped = tuple(caps) or tuple(round(least + (high - least) * step / (CAPS - 1)) for step in range(CAPS))
     for cap in capped:
         if not low <= cap <= high:
             raise ValueError(f"cap {cap} W is outside the card's {low:g} to {high:g} W: give one within")

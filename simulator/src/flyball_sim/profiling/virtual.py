@@ -169,7 +169,7 @@ def profile_engine(
         limits: the engine's.
         clocks: SM clocks in MHz to measure at; none: 14 evenly over the card's range.
         batches: decode batches; those beyond the engine's are left out.
-        caps: caps in watts of the load points; none: 6 evenly over the card's range.
+        caps: caps in watts of the load points; none: 11 evenly up to its highest.
         seed: of lengths and errors.
         noise: standard deviation of each number, as a share.
         die: of the cards.
