@@ -53,8 +53,8 @@ class Scheduled(Protocol):
         """What its scheduler holds now."""
         ...
 
-    def set_batch_limit(self, now_seconds: float, max_num_seqs: int) -> None:
-        """Most sequences in its batch."""
+    def set_batch_limit(self, now_seconds: float, max_num_seqs: int | None) -> None:
+        """Most sequences in its batch; None: the engine's own limit."""
         ...
 
     def set_admission(self, now_seconds: float, admit: int | None) -> None:
@@ -185,6 +185,7 @@ class Asking:
         role: of the engine.
         native: whether it gets the signals it declares; else it is asked at ticks and sees the page only.
         period_seconds: between two ticks.
+        iteration_seconds: between two looks of a controller that wants every iteration, while the engine has work.
         stopwatch: measures its CPU time.
     """
 
@@ -198,8 +199,10 @@ class Asking:
         role: Role = "unified",
         native: bool = False,
         period_seconds: float = AGENT_TICK_SECONDS,
+        iteration_seconds: float = ITERATION_SECONDS,
         stopwatch: Stopwatch = standing_still,
     ) -> None:
+        self._iteration_seconds = iteration_seconds
         self._machine, self._controller, self._limits = machine, controller, limits
         self._role: Role = role
         self._native, self._period_seconds, self._stopwatch = native, period_seconds, stopwatch
@@ -266,7 +269,7 @@ class Asking:
         self._hand.hold(decision.setpoint, now)
         if self._iterations:
             busy = self._machine.running + self._machine.waiting > 0
-            self._iteration = now + ITERATION_SECONDS if busy else _NEVER
+            self._iteration = now + self._iteration_seconds if busy else _NEVER
 
 
 def run_engine(

@@ -12,16 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from flyball_agent.actuator.limits import clamp_clocks
-from flyball_agent.controllers.base import (
-    NEVER_SECONDS,
-    Board,
-    ControlLimits,
-    Event,
-    GroupController,
-    GroupSetpoint,
-    Observation,
-)
+import numpy as np
+from numpy.typing import NDArray
+
+from flyball_agent.controllers.base import ControlLimits, GroupController
 from flyball_agent.scanner import EngineSample
 from flyball_api.common import Role
 from flyball_sim.engine.core import EngineLimits, EngineRefusalError, EngineRequest, QueueFullError, RequestTiming
@@ -30,13 +24,11 @@ from flyball_sim.engine.models import StepModel
 from flyball_sim.load.traces import TraceRequest
 from flyball_sim.world.cpu import Stopwatch, standing_still
 from flyball_sim.world.delays import AGENT_TICK_SECONDS
-from flyball_sim.world.direct import control_limits
+from flyball_sim.world.direct import ITERATION_SECONDS, Asking, control_limits
 from flyball_sim.world.events import EventQueue
 from flyball_sim.world.outcomes import OutcomeBook, Outcomes
-from flyball_sim.world.routers import MakeRouter, make_router
+from flyball_sim.world.routers import MakeRouter, Router, make_router
 
-ITERATION_SECONDS = 0.01
-"""How often a busy engine's controller looks where it wants every iteration: a decode step takes 10 to 40 ms."""
 _NEVER = float("inf")
 _PREFILL_MARK = "p"
 
@@ -59,22 +51,28 @@ class PairRun:
     """What came of it.
 
     Attributes:
-        end_seconds: energy is of 0 to exactly this.
+        end_seconds: when it ended.
         outcomes: of every request; `engine` is the one that had it last.
-        energy_joules: true energy of all cards.
-        prefill_joules: of the prefill engines' cards.
+        energy_joules: true energy of all cards, from `score_seconds` to the end.
+        marks_joules: of that, up to each mark.
+        prefill_joules: of that, what the prefill engines' cards drew.
         decisions: how often controllers were asked.
         changes: how often a setpoint changed.
         controller_seconds: their CPU time, observations not included; no part of the result.
+        degraded: sentences of their last decisions, each once.
+        preemptions: sequences that lost their cache and were computed again.
     """
 
     end_seconds: float
     outcomes: Outcomes
     energy_joules: float
+    marks_joules: NDArray[np.float64]
     prefill_joules: float
     decisions: int
     changes: int
     controller_seconds: float
+    degraded: tuple[str, ...]
+    preemptions: int
 
 
 class _Unit:
@@ -82,21 +80,16 @@ class _Unit:
 
     weight = 1.0
 
-    def __init__(self, machine: Machine, controller: GroupController, *, role: Role, index: int, name: str) -> None:
+    def __init__(self, machine: Machine, asking: Asking, router: Router, *, role: Role, index: int, name: str) -> None:
         self.machine = machine
-        self.controller = controller
+        self.asking = asking
+        self.router = router
         self.role: Role = role
         self.index = index
         self.name = name
         self.in_flight = 0
-        self.wake = 0.0
         self.due = _NEVER
-        self.polling = False
-        self.sample: tuple[float, EngineSample] | None = None
-        self.before_joules = machine.energy_joules
-        self.changes = 0
-        self._set = GroupSetpoint()
-        self._cap_watts = machine.cap_watts
+        self.asked_due = _NEVER
 
     @property
     def model(self) -> StepModel:
@@ -128,87 +121,63 @@ class _Unit:
         """See `EngineView`."""
         return self.machine.sm_mhz
 
-    @property
-    def busy(self) -> bool:
-        """Whether it has requests."""
-        return bool(self.machine.running or self.machine.waiting)
-
     def page(self) -> EngineSample:
         """See `EngineView`."""
         return self.machine.page()
 
-    def hold(self, setpoint: GroupSetpoint, granted_watts: int | None, now: float) -> None:
-        """Put a setpoint on the engine as the actuator would."""
-        machine, gpu, before = self.machine, self.machine.model.gpu, self._set
-        lock = None if setpoint.sm_mhz is None else clamp_clocks(*setpoint.sm_mhz, tuple(gpu.supported_sm_mhz()))
-        now_set = GroupSetpoint(lock, setpoint.cap_watts, setpoint.batch_limit, setpoint.admit)
-        if lock != before.sm_mhz:
-            machine.set_lock(now, lock)
-            self.changes += 1
-        if granted_watts is not None:
-            wanted = granted_watts if setpoint.cap_watts is None else min(granted_watts, setpoint.cap_watts)
-            cap = min(max(float(wanted), gpu.cap_min_watts), gpu.cap_max_watts)
-            if cap != self._cap_watts:
-                self._cap_watts = cap
-                machine.set_cap(now, cap)
-                self.changes += 1
-        if setpoint.batch_limit != before.batch_limit:
-            machine.set_batch_limit(now, setpoint.batch_limit)
-            self.changes += 1
-        if setpoint.admit is not None or before.admit is not None:
-            machine.set_admission(now, setpoint.admit)
-        self._set = now_set
+    def count(self, more: int) -> None:
+        """It has so many requests more."""
+        self.in_flight += more
+        self.router.counted(self)
 
 
-class _Pair:
-    """A run."""
+class _Pool:
+    """A run.
+
+    Args:
+        units: prefill engines, then decode engines.
+        entrance: chooses among the first.
+        decoders: chooses among the others.
+        at_arrival: when the decode engine is chosen.
+        handover: the link.
+    """
 
     def __init__(
-        self,
-        units: Sequence[_Unit],
-        prefills: int,
-        *,
-        router: str | MakeRouter,
-        prefill_router: str | MakeRouter,
-        at_arrival: bool,
-        handover: Handover,
-        limits: ControlLimits,
-        native: bool,
-        periods: tuple[float, float],
-        stopwatch: Stopwatch,
+        self, units: Sequence[_Unit], entrance: Router, decoders: Router, *, at_arrival: bool, handover: Handover
     ) -> None:
         self.queue = EventQueue()
         self.book = OutcomeBook()
-        self.units = units
-        self.decisions = 0
-        self.controller_seconds = 0.0
-        self._entrance, self._decoders = make_router(prefill_router), make_router(router)
-        for unit in units:
-            (self._entrance if unit.index < prefills else self._decoders).join(unit)
+        self.noted: list[list[float]] = []
+        self._units = units
+        self._entrance, self._decoders = entrance, decoders
         self._at_arrival = at_arrival
-        self._decoder_of: dict[int, _Unit] = {}
         self._handover = handover
-        self._limits = limits
-        self._native = native
-        self._period, self._iteration = periods
-        self._stopwatch = stopwatch
+        self._decoder_of: dict[int, _Unit] = {}
         self._requests: Iterator[TraceRequest] = iter(())
         self._coming: TraceRequest | None = None
 
     def go_on(self) -> bool:
-        """Whether anything is left to be decided."""
-        return self._coming is not None or self.book.open > 0
+        """Whether anything is left to be decided or noted."""
+        return self._coming is not None or self.book.open > 0 or not self.noted
 
-    def begin(self, requests: Iterable[TraceRequest]) -> None:
-        """Requests in order of arrival; first looks of all controllers."""
+    def begin(self, requests: Iterable[TraceRequest], marks: Iterable[float]) -> None:
+        """Requests in order of arrival; times at which energies are noted."""
+        for mark in marks:
+            self.queue.at(mark, self._note)
+        for unit in self._units:
+            unit.router.join(unit)
+            self._await_look(unit)
         self._requests = iter(requests)
-        self._tick(0)
         self._next()
 
-    def settle(self) -> None:
-        """Bring all engines up to the end."""
-        for unit in self.units:
+    def joules(self) -> list[float]:
+        """Of each engine's cards, up to the present."""
+        for unit in self._units:
             self._advance(unit)
+        return [unit.machine.energy_joules for unit in self._units]
+
+    def _note(self) -> None:
+        self.noted.append(self.joules())
 
     # -- requests --------------------------------------------------------------------------------------------
 
@@ -222,161 +191,121 @@ class _Pair:
         if request is None:
             return
         number = self.book.offer(request.arrival_seconds, request.prompt_tokens, request.output_tokens)
-        for unit in self.units:
-            self._advance(unit)  # routers look at all
-        entrance = self._entrance.choose(request, now)
-        if entrance is not None:
+        self._advance_all()
+        chosen = self._entrance.choose(request, now)
+        if chosen is None:
+            self.book.reject(number, now)
+        else:
             if self._at_arrival:
                 self._choose_decoder(number, request)
             prompt = EngineRequest(f"{_PREFILL_MARK}{number}", request.prompt_tokens, 1)
-            if not self._hand(self.units[entrance.index], number, prompt):
+            unit = self._units[chosen.index]
+            if self._submit(unit, number, prompt):
+                unit.count(1)
+                self._asked(unit)
+            else:
                 self._free_decoder(number)
-        else:
-            self.book.reject(number, now)
         self._next()
 
     def _choose_decoder(self, number: int, request: TraceRequest) -> _Unit | None:
         chosen = self._decoders.choose(request, self.queue.now)
         if chosen is None:
             return None
-        unit = self._decoder_of[number] = self.units[chosen.index]
-        self._count(unit, 1)
+        unit = self._decoder_of[number] = self._units[chosen.index]
+        unit.count(1)
         return unit
 
     def _free_decoder(self, number: int) -> None:
         unit = self._decoder_of.pop(number, None)
         if unit is not None:
-            self._count(unit, -1)
+            unit.count(-1)
 
-    def _count(self, unit: _Unit, more: int) -> None:
-        unit.in_flight += more
-        (self._entrance if unit.role == "prefill" else self._decoders).counted(unit)
-
-    def _hand(self, unit: _Unit, number: int, request: EngineRequest) -> bool:
-        now = self.queue.now
+    def _submit(self, unit: _Unit, number: int, request: EngineRequest) -> bool:
         self._advance(unit)
         self.book.send(number, unit.index)
         try:
-            unit.machine.submit(request, now)
+            unit.machine.submit(request, self.queue.now)
         except (EngineRefusalError, QueueFullError):
-            self.book.reject(number, now)
+            self.book.reject(number, self.queue.now)
             return False
-        if unit.role == "prefill":
-            self._count(unit, 1)
-        self._watch(unit)
-        self._poll_on(unit)
-        self._tell(unit, "arrival")
         return True
 
-    def _transfer(self, number: int, timing: RequestTiming, model: StepModel) -> None:
+    def _transfer(self, timing: RequestTiming, model: StepModel) -> None:
         gigabytes = timing.prompt_tokens * model.model.kv_bytes_per_token() / 1e9
         seconds = self._handover.latency_seconds + gigabytes / self._handover.gigabytes_per_second
+        number = int(timing.request_id.removeprefix(_PREFILL_MARK))
         self.queue.at(timing.finished_seconds + seconds, self._decode, number)
 
     def _decode(self, number: int) -> None:
         prompt, output = self.book.sizes(number)
         unit = self._decoder_of.get(number)
         if unit is None:
-            for each in self.units:
-                self._advance(each)
+            self._advance_all()
             unit = self._choose_decoder(number, TraceRequest(self.queue.now, prompt, output))
         if unit is None:
             self.book.reject(number, self.queue.now)
-        elif not self._hand(unit, number, EngineRequest(str(number), prompt, output, prompt - 1)):
+        # The last prompt token is computed here, as vLLM does: it gives the first token of the answer.
+        elif self._submit(unit, number, EngineRequest(str(number), prompt, output, prompt - 1)):
+            self._asked(unit)
+        else:
             self._free_decoder(number)
 
-    # -- engines ---------------------------------------------------------------------------------------------
+    # -- engines and their controllers -----------------------------------------------------------------------
 
-    def _advance(self, unit: _Unit) -> bool:
-        """Bring it up to the present; whether anything finished."""
+    def _advance_all(self) -> None:
+        for unit in self._units:  # routers look at all
+            self._advance(unit)
+
+    def _advance(self, unit: _Unit) -> None:
+        """Bring it up to the present and see what finished."""
         unit.machine.advance(self.queue.now)
         finished = unit.machine.take_finished()
         for timing in finished:
             if unit.role == "prefill":
-                self._count(unit, -1)
-                self._transfer(int(timing.request_id.removeprefix(_PREFILL_MARK)), timing, unit.model)
+                unit.count(-1)
+                self._transfer(timing, unit.model)
             else:
                 number = int(timing.request_id)
                 self.book.finish(number, timing.first_token_seconds, timing.finished_seconds)
                 self._free_decoder(number)
-        return bool(finished)
+        if finished and unit.asking.wants_completions:
+            unit.asking.finished(self.queue.now)
+            self._await_look(unit)
+
+    def _asked(self, unit: _Unit) -> None:
+        """It took a request."""
+        unit.asking.arrived(self.queue.now)
+        self._await_look(unit)
+        self._watch(unit)
 
     def _watch(self, unit: _Unit) -> None:
-        """Look again no later than its next request can finish."""
+        """Bring it up to date no later than its next request can finish."""
         due = unit.machine.next_event_seconds()
         if due is not None and due < unit.due:
             unit.due = due
+            self.queue.at(due, self._see, unit, due)
+
+    def _see(self, unit: _Unit, due: float) -> None:
+        if unit.due == due:
+            unit.due = _NEVER
+            self._advance(unit)
+            self._watch(unit)
+
+    def _await_look(self, unit: _Unit) -> None:
+        due = unit.asking.next_seconds
+        if due != unit.asked_due:
+            unit.asked_due = due
             self.queue.at(due, self._look, unit, due)
 
     def _look(self, unit: _Unit, due: float) -> None:
-        if unit.due != due:
+        if unit.asked_due != due:
             return
-        unit.due = _NEVER
-        finished = self._advance(unit)
-        self._watch(unit)
-        if finished:
-            self._tell(unit, "completion")
-
-    # -- controllers -----------------------------------------------------------------------------------------
-
-    def _tick(self, number: int) -> None:
-        now = self.queue.now
-        for unit in self.units:
-            self._advance(unit)
-            if self._native:
-                unit.sample = (now, unit.machine.page())
-            if now >= unit.wake:
-                self._ask(unit, None)
-        self.queue.at((number + 1) * self._period, self._tick, number + 1)
-
-    def _tell(self, unit: _Unit, event: Event) -> None:
-        if self._native and event in unit.controller.events:
-            self._ask(unit, event)
-
-    def _poll_on(self, unit: _Unit) -> None:
-        if self._native and not unit.polling and "iteration" in unit.controller.events:
-            unit.polling = True
-            self.queue.after(self._iteration, self._poll, unit)
-
-    def _poll(self, unit: _Unit) -> None:
         self._advance(unit)
-        unit.polling = False
-        if unit.busy:
-            self._poll_on(unit)
-        self._ask(unit, "iteration")
-
-    def _wake(self, unit: _Unit, at: float) -> None:
-        if unit.wake == at:
-            self._advance(unit)
-            self._ask(unit, None)
-
-    def _ask(self, unit: _Unit, event: Event | None) -> None:
-        now, controller, machine = self.queue.now, unit.controller, unit.machine
-        board: Board | None = None
-        read_at, sample = now, unit.sample[1] if unit.sample else None
-        if self._native and controller.wants_board:
-            board = machine.board()
-            read_at = unit.sample[0] if unit.sample else now
-        else:
-            sample = machine.page()
-        observation = Observation(
-            unit.role,
-            machine.readings(),
-            sample,
-            None if sample is None else now - read_at,
-            () if sample is None else sample.missing,
-            board,
-            event,
-        )
-        began = self._stopwatch()
-        decision = controller.decide(observation, self._limits, now)
-        self.controller_seconds += self._stopwatch() - began
-        self.decisions += 1
-        unit.wake = now + decision.next_wake_seconds
-        unit.hold(decision.setpoint, self._limits.cap_watts, now)
+        if unit.asking.next_seconds <= self.queue.now:
+            unit.asking.look(self.queue.now)
+        unit.asked_due = _NEVER
+        self._await_look(unit)
         self._watch(unit)
-        if self._native and decision.next_wake_seconds < NEVER_SECONDS:
-            self.queue.at(unit.wake, self._wake, unit, unit.wake)
 
 
 def run_pair(
@@ -394,6 +323,8 @@ def run_pair(
     native: bool = False,
     period_seconds: float = AGENT_TICK_SECONDS,
     iteration_seconds: float = ITERATION_SECONDS,
+    score_seconds: float = 0.0,
+    marks: Iterable[float] = (),
     stopwatch: Stopwatch = standing_still,
 ) -> PairRun:
     """Let controllers drive a pool of prefill and decode engines.
@@ -410,9 +341,11 @@ def run_pair(
             it there from then on.
         handover: the link.
         end_seconds: when it ends; None: when the last request is decided.
-        native: give each controller the signals it was made for; else a page at every tick, no events, no board.
-        period_seconds: between two ticks; with `native` pages of controllers that look at boards are as old.
-        iteration_seconds: between two looks of controllers that want every iteration, while their engine is busy.
+        native: whether controllers get the signals they declare, beyond ticks and the page.
+        period_seconds: between two looks; a controller is asked only when it wants to be.
+        iteration_seconds: between two looks of controllers that want every iteration, while their engine has work.
+        score_seconds: energy counts from here.
+        marks: times at which the energy so far is noted, rising, none before `score_seconds`.
         stopwatch: measures the controllers' CPU time.
 
     Raises:
@@ -420,36 +353,43 @@ def run_pair(
     """
     if not prefill or not decode:
         raise ValueError(f"{len(prefill)} prefill and {len(decode)} decode engines: give at least one of each")
-    sides: tuple[tuple[Role, Sequence[Machine]], ...] = (("prefill", prefill), ("decode", decode))
+    entrance, decoders = make_router(prefill_router), make_router(router)
+    sides: tuple[tuple[Role, Sequence[Machine], Router], ...] = (
+        ("prefill", prefill, entrance),
+        ("decode", decode, decoders),
+    )
     units: list[_Unit] = []
-    for role, machines in sides:
+    for role, machines, chooser in sides:
         for number, machine in enumerate(machines):
             machine.advance(0.0)
-            made = controllers(role, number)
-            units.append(_Unit(machine, made, role=role, index=len(units), name=f"{role}-{number}"))
-    run = _Pair(
-        units,
-        len(prefill),
-        router=router,
-        prefill_router=prefill_router,
-        at_arrival=decode_at_arrival,
-        handover=handover,
-        limits=limits or control_limits(prefill[0].model),
-        native=native,
-        periods=(period_seconds, iteration_seconds),
-        stopwatch=stopwatch,
-    )
-    run.begin(requests)
-    run.queue.run(_NEVER if end_seconds is None else end_seconds, run.go_on if end_seconds is None else lambda: True)
-    end = run.queue.now
-    run.settle()
-    joules = [unit.machine.energy_joules - unit.before_joules for unit in units]
+            asking = Asking(
+                machine,
+                controllers(role, number),
+                model=machine.model,
+                limits=limits or control_limits(machine.model),
+                role=role,
+                native=native,
+                period_seconds=period_seconds,
+                iteration_seconds=iteration_seconds,
+                stopwatch=stopwatch,
+            )
+            units.append(_Unit(machine, asking, chooser, role=role, index=len(units), name=f"{role}-{number}"))
+    pool = _Pool(units, entrance, decoders, at_arrival=decode_at_arrival, handover=handover)
+    pool.begin(requests, (score_seconds, *marks))
+    if end_seconds is None:
+        pool.queue.run(_NEVER, pool.go_on)
+    else:
+        pool.queue.run(end_seconds, lambda: True)
+    last, first = np.array(pool.joules()), np.array(pool.noted[0])
     return PairRun(
-        end_seconds=end,
-        outcomes=run.book.outcomes(tuple(unit.name for unit in units)),
-        energy_joules=sum(joules),
-        prefill_joules=sum(joules[: len(prefill)]),
-        decisions=run.decisions,
-        changes=sum(unit.changes for unit in units),
-        controller_seconds=run.controller_seconds,
+        end_seconds=pool.queue.now,
+        outcomes=pool.book.outcomes(tuple(unit.name for unit in units)),
+        energy_joules=float(np.sum(last - first)),
+        marks_joules=np.array([float(np.sum(np.array(noted) - first)) for noted in pool.noted[1:]]),
+        prefill_joules=float(np.sum((last - first)[: len(prefill)])),
+        decisions=sum(unit.asking.decisions for unit in units),
+        changes=sum(unit.asking.changes for unit in units),
+        controller_seconds=sum(unit.asking.seconds for unit in units),
+        degraded=tuple(dict.fromkeys(sentence for unit in units for sentence in unit.asking.degraded)),
+        preemptions=sum(unit.machine.preemptions for unit in units),
     )
