@@ -105,6 +105,10 @@ class Node:
 class Scripted:
     """A controller that answers what a test's function says."""
 
+    events = frozenset()
+    wants_board = False
+    period_seconds = 0.5
+
     def __init__(self, answer, requires=()):
         self.answer = answer
         self.requires = frozenset(requires)

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from flyball_agent.actuator_client import ActuatorClient, ActuatorLostError, ActuatorRefusedError
+from flyball_agent.cards import Command
 from flyball_agent.engines import EngineScraper
 from flyball_agent.exposition import AgentCounts
-from flyball_agent.node import Command, NodeControl
+from flyball_agent.facts import Engine, EngineState
+from flyball_agent.files import ProfileFolder, StateFile
+from flyball_agent.knobs import EngineCommand
+from flyball_agent.memory import read, write
+from flyball_agent.node import NodeControl
 from flyball_agent.podresources import LIST, PodResourcesError, allocation_of, call_unary
 from flyball_agent.status import DrawMeter, build_status, due
 from flyball_api.kube import NODE_ENERGY_PLANS, KubeError, KubeWriter, NotFoundError
@@ -33,6 +38,13 @@ STATUS_CHECK_SECONDS: Final = 1.0
 GATHER_SECONDS: Final = 0.05
 """How long a status write waits for what changes along: eight GPUs acknowledge within milliseconds of each other."""
 STALLED_SECONDS: Final = 15.0
+LEAST_WAKE_SECONDS: Final = 0.05
+"""The least wait between two looks at the controllers, but for a page that one of them waits for."""
+PROFILES_SECONDS: Final = 10.0
+KEEP_SECONDS: Final = 10.0
+EXPLAIN_SECONDS: Final = 60.0
+"""A group's decisions are logged at most this often, and only when the setpoint is another."""
+FAREWELL_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +56,31 @@ class AgentSettings:
         actuator_socket: where the actuator listens.
         podresources_socket: where the actuator relays the kubelet's PodResources.
         version: the agent's.
+        boot_id: the node's boot.
     """
 
     node_name: str
     actuator_socket: Path
     podresources_socket: Path
     version: str
+    boot_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the agent reaches for beside the API server and the actuator.
+
+    Attributes:
+        scraper: of local engines.
+        tell: gives an engine its limits; returns why it did not take them.
+        profiles: files.
+        states: what controllers learnt, in a file.
+    """
+
+    scraper: EngineScraper
+    tell: Callable[[EngineCommand], Awaitable[str]]
+    profiles: ProfileFolder
+    states: StateFile
 
 
 @dataclass(slots=True)
@@ -76,7 +107,7 @@ class Agent:
     Args:
         settings: see there.
         control: the agent's state.
-        scraper: of local engines.
+        around: what else it reaches for.
         kube: where status is written.
         counts: of the agent's own doings.
         signals: that news from elsewhere sets.
@@ -91,7 +122,7 @@ class Agent:
         settings: AgentSettings,
         control: NodeControl,
         *,
-        scraper: EngineScraper,
+        around: Surroundings,
         kube: KubeWriter,
         counts: AgentCounts,
         signals: Signals,
@@ -102,7 +133,8 @@ class Agent:
     ) -> None:
         self._settings = settings
         self._control = control
-        self._scraper = scraper
+        self._around = around
+        self._scraper = around.scraper
         self._kube = kube
         self._counts = counts
         self._signals = signals
@@ -116,6 +148,8 @@ class Agent:
         self._written_at = clock()
         self._beat_at = clock()
         self._sending: set[asyncio.Task[None]] = set()
+        self._explained: dict[str, tuple[float, str]] = {}
+        self._explain_at = clock()
 
     # -- news from the API server --------------------------------------------------------------------------
 
@@ -127,8 +161,14 @@ class Agent:
         if plan is not None and self._written is not None and plan.status.agent_session != self._control.session:
             # Deleted and made anew, or restored from a backup: what it says of us is not ours.
             self._written = None
-        self._scraper.want(self._control.engines())
+        self._scraper.want(self._control.wishes())
+        self._look_for_profiles()
         self._signals.both()
+
+    def on_page(self, engine: Engine, state: EngineState) -> None:
+        """An engine gave a page."""
+        if self._control.take_page(engine, state):
+            self._signals.control.set()
 
     def on_switch(self, value: str | None) -> None:
         """The cluster-wide switch changed."""
@@ -164,6 +204,7 @@ class Agent:
                     )
                 except (ActuatorLostError, ActuatorRefusedError) as error:
                     self._lost(str(error))
+                    self._tell_engines()
                     await self._sleep(backoff.next_seconds())
                     continue
                 backoff.reset()
@@ -195,7 +236,7 @@ class Agent:
                 await self._look(client)
             self._dispatch(client)
             wake = self._control.next_wake()
-            until = read_at if wake is None else min(read_at, max(wake, now + 0.05))
+            until = read_at if wake is None else min(read_at, max(wake, now + LEAST_WAKE_SECONDS))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._signals.control.wait(), max(0.0, until - self._clock()))
             self._signals.control.clear()
@@ -211,9 +252,15 @@ class Agent:
 
     def _dispatch(self, client: ActuatorClient) -> None:
         for command in self._control.commands(self._scraper.states):
-            task = asyncio.create_task(self._send(client, command))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            self._in_background(self._send(client, command))
+        self._tell_engines()
+        self._scraper.want(self._control.wishes())
+        self._explain()
+
+    def _in_background(self, sending: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(sending)
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
 
     async def _send(self, client: ActuatorClient, command: Command) -> None:
         self._counts.commands += 1
@@ -238,6 +285,94 @@ class Agent:
         else:
             self._control.answered(command, answer["gpu"])
         self._signals.status.set()
+
+    # -- engines -------------------------------------------------------------------------------------------
+
+    def _tell_engines(self) -> None:
+        for command in self._control.engine_commands(self._scraper.states):
+            self._in_background(self._tell(command))
+
+    async def _tell(self, command: EngineCommand) -> None:
+        self._counts.engine_commands += 1
+        trouble = await self._around.tell(command)
+        if not trouble:
+            self._control.engine_answered(command)
+            return
+        self._counts.engine_commands_failed += 1
+        self._log.warning("engine not limited", url=command.engine.limits_url, reason=trouble)
+        self._control.engine_failed(command, trouble)
+        self._signals.status.set()
+
+    async def farewell(self) -> None:
+        """Give engines their own limits back and keep what controllers learnt, as far as time allows."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await asyncio.gather(*(self._around.tell(command) for command in self._control.hand_back()))
+                await self._keep()
+
+    # -- files ---------------------------------------------------------------------------------------------
+
+    def _look_for_profiles(self) -> None:
+        self._control.take_profiles(self._around.profiles.shelf(self._control.profile_names()))
+
+    async def follow_profiles(self) -> None:
+        """Look whether profiles changed, until cancelled."""
+        while True:
+            await self._sleep(PROFILES_SECONDS)
+            self._look_for_profiles()
+
+    def recall(self) -> None:
+        """Take up what controllers learnt in an earlier life of this agent."""
+        try:
+            content = self._around.states.read()
+        except OSError as error:
+            self._log.warning("kept states not read: controllers start afresh", error=str(error))
+            return
+        if content is None:
+            return
+        kept, trouble = read(content, self._settings.boot_id)
+        if trouble:
+            self._log.warning("kept states discarded: controllers start afresh", reason=trouble)
+        self._control.recall(kept)
+
+    async def keep_states(self) -> None:
+        """Keep what controllers learnt, until cancelled."""
+        while self._around.states.kept:
+            await self._sleep(KEEP_SECONDS)
+            await self._keep()
+
+    async def _keep(self) -> None:
+        learnt = self._control.remembered()
+        if learnt is None or not self._around.states.kept:
+            return
+        content, notes = write(learnt, self._settings.boot_id)
+        for note in notes:
+            self._log.warning("state not kept", reason=note)
+        try:
+            # In a thread: a disk that hangs must not hang control.
+            await asyncio.to_thread(self._around.states.write, content)
+        except OSError as error:
+            if not self._counts.state_writes_failing:
+                self._log.warning("states not kept", error=str(error))
+            self._counts.state_writes_failing = True
+        else:
+            self._counts.state_writes_failing = False
+
+    # -- explaining ----------------------------------------------------------------------------------------
+
+    def _explain(self) -> None:
+        for note in self._control.take_notes():
+            self._log.warning("controller", news=note)
+        now = self._clock()
+        if now < self._explain_at:
+            return
+        self._explain_at = now + 1.0
+        for said in self._control.explain_groups():
+            setpoint = str(said["setpoint"])
+            at, before = self._explained.get(said["gpu"], (-EXPLAIN_SECONDS, ""))
+            if setpoint != before and now - at >= EXPLAIN_SECONDS:
+                self._explained[said["gpu"]] = (now, setpoint)
+                self._log.info("decision", **said)
 
     # -- allocation ----------------------------------------------------------------------------------------
 

@@ -9,8 +9,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from flyball_agent.cards import Gpu
 from flyball_agent.engines import EngineScraper
-from flyball_agent.node import Gpu, NodeControl
+from flyball_agent.node import NodeControl
 
 
 @dataclass(slots=True)
@@ -23,6 +24,9 @@ class AgentCounts:
     commands_refused: int = 0
     actuator_connections: int = 0
     allocation_failures: int = 0
+    engine_commands: int = 0
+    engine_commands_failed: int = 0
+    state_writes_failing: bool = False
 
 
 class AgentCollector(Collector):
@@ -115,6 +119,8 @@ class AgentCollector(Collector):
             ("commands", "Commands to the actuator.", counts.commands),
             ("commands_refused", "Commands that the actuator refused.", counts.commands_refused),
             ("actuator_connections", "Connections made to the actuator.", counts.actuator_connections),
+            ("engine_commands", "Limits posted to engines.", counts.engine_commands),
+            ("engine_commands_failed", "Limits that engines did not take.", counts.engine_commands_failed),
             ("allocation_failures", "Failed reads of the kubelet's PodResources.", counts.allocation_failures),
         ):
             yield CounterMetricFamily(f"flyball_agent_{name}", text, value=value)

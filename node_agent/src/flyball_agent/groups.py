@@ -1,30 +1,21 @@
-"""GPU groups: which cards share a setpoint, what their controller may choose, and when it must not control."""
+"""GPU groups: which cards share a setpoint, what their controller may choose and sees, and when it must not control."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from flyball_agent.controllers.base import (
-    UNLOCKED,
-    ControlLimits,
-    Decision,
-    GpuReading,
-    GroupController,
-    GroupSetpoint,
-    Observation,
-)
+from flyball_agent.controllers.base import ControlLimits, Event, GpuReading, Observation, Setup, Targets
 from flyball_agent.counters import thresholds
 from flyball_agent.facts import Engine, EngineState, Report
-from flyball_agent.scanner import METRIC_NAMES
+from flyball_agent.scanner import METRIC_NAMES, EngineSample
+from flyball_agent.setups import Shelf, seed_of, setup_of, targets_of
 from flyball_api.controllers.union import Controller
 from flyball_api.nodeenergyplan import PlanGpu, PlanPolicy
 
 ALWAYS_NEEDED: Final = frozenset({"requests_running", "generation_tokens"})
 """Without these nobody can say whether an engine works at all, or what its energy is for."""
-
-MakeController = Callable[..., GroupController]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +27,25 @@ class Group:
         policy: theirs.
         entries: their grants, by UUID.
         engine: where their engine is scraped; None when the plan gives no address.
+        targets: what the policy promises.
+        needed: families that its objectives cannot be judged without.
+        seed: of everything random in its controller.
+        profile: name of the profile that the policy gives; None: none.
     """
 
     key: tuple[Any, ...]
     policy: PlanPolicy
     entries: tuple[PlanGpu, ...]
     engine: Engine | None
+    targets: Targets
+    needed: frozenset[str]
+    seed: int
+    profile: str | None
 
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What follows for a group.
-
-    Attributes:
-        setpoint: what to write, fail-safe included.
-        would: what Enforce would write.
-        faults: code -> sentence, for each card of the group.
-    """
-
-    setpoint: GroupSetpoint
-    would: GroupSetpoint
-    faults: Mapping[str, str]
+    @property
+    def observed(self) -> bool:
+        """Whether it is only said what would be done."""
+        return self.entries[0].action == "Observe"
 
 
 def engine_of(policy: PlanPolicy, entry: PlanGpu) -> Engine | None:
@@ -79,7 +68,18 @@ def groups_of(policies: Mapping[str, PlanPolicy], entries: Sequence[PlanGpu]) ->
     for key, cards in members.items():
         policy = policies[cards[0].policy]
         engine = next((engine for card in cards if (engine := engine_of(policy, card)) is not None), None)
-        groups.append(Group(key, policy, tuple(cards), engine))
+        groups.append(
+            Group(
+                key,
+                policy,
+                tuple(cards),
+                engine,
+                targets=targets_of(policy.slo),
+                needed=ALWAYS_NEEDED | thresholds(policy.slo).keys(),
+                seed=seed_of(policy.uid, (card.uuid for card in cards)),
+                profile=getattr(policy.controller.parameters, "profile", None),
+            )
+        )
     return groups
 
 
@@ -98,7 +98,7 @@ def limits_of(group: Group, cards: Mapping[str, Report]) -> ControlLimits | None
     low = min(max(low, allowed.min or low), high)
     high = max(min(high, allowed.max or high), low)
     caps = [entry.cap_watts for entry in group.entries if entry.cap_watts is not None]
-    return ControlLimits(low, high, min(caps, default=None))
+    return ControlLimits(low, high, min(caps, default=None), group.targets)
 
 
 def reading_of(report: Report | None) -> GpuReading:
@@ -115,67 +115,10 @@ def reading_of(report: Report | None) -> GpuReading:
     )
 
 
-class GroupDriver:
-    """Runs the controllers of all groups.
-
-    Args:
-        make: makes a controller from a policy's `controller` and `observe`.
-    """
-
-    def __init__(self, make: MakeController) -> None:
-        self._make = make
-        self._controllers: dict[tuple[Any, ...], GroupController] = {}
-        self._decisions: dict[tuple[Any, ...], tuple[ControlLimits, float, Decision]] = {}
-
-    def keep(self, groups: Sequence[Group]) -> None:
-        """Forget the controllers of groups that are gone."""
-        keys = {group.key for group in groups}
-        self._controllers = {key: value for key, value in self._controllers.items() if key in keys}
-        self._decisions = {key: value for key, value in self._decisions.items() if key in keys}
-
-    def next_wake(self) -> float | None:
-        """When the first controller wants to be asked again, in monotonic seconds."""
-        return min((wake for _, wake, _ in self._decisions.values()), default=None)
-
-    def outcome(
-        self,
-        group: Group,
-        limits: ControlLimits,
-        reports: Mapping[str, Report],
-        state: EngineState | None,
-        now: float,
-    ) -> Outcome:
-        """What to do with a group now.
-
-        Args:
-            group: which.
-            limits: of `limits_of`.
-            reports: the actuator's newest, by UUID.
-            state: of the group's engine; None when it is not scraped.
-            now: monotonic seconds.
-        """
-        controller = self._controllers.get(group.key)
-        if controller is None:
-            observe = group.entries[0].action == "Observe"
-            controller = self._make(group.policy.controller, observe=observe)
-            self._controllers[group.key] = controller
-        faults = _faults_of(group, controller.requires, state, now)
-        earlier = self._decisions.get(group.key)
-        if earlier is not None and earlier[0] == limits and now < earlier[1]:
-            decision = earlier[2]
-        else:
-            decision = controller.decide(_observe(group, reports, state, now), limits, now)
-            self._decisions[group.key] = (limits, now + decision.next_wake_seconds, decision)
-        would = decision.setpoint if decision.would is None else decision.would
-        if decision.degraded:
-            faults["Degraded"] = "; ".join(decision.degraded)
-        if "MetricsStale" in faults or "MetricMissing" in faults:
-            # The safe state for the SLO is full clocks; the cap is the operator's grant and stays.
-            return Outcome(UNLOCKED, UNLOCKED, faults)
-        return Outcome(decision.setpoint, would, faults)
-
-
-def _observe(group: Group, reports: Mapping[str, Report], state: EngineState | None, now: float) -> Observation:
+def observe(
+    group: Group, reports: Mapping[str, Report], state: EngineState | None, now: float, event: Event | None = None
+) -> Observation:
+    """What the group's controller is shown."""
     sample = None if state is None else state.sample
     return Observation(
         role=group.entries[0].role,
@@ -183,10 +126,13 @@ def _observe(group: Group, reports: Mapping[str, Report], state: EngineState | N
         engine=sample,
         engine_age_seconds=None if state is None or state.at is None else state.age_seconds(now),
         missing=() if sample is None else sample.missing,
+        board=None if state is None else state.board,
+        event=event,
     )
 
 
-def _faults_of(group: Group, requires: frozenset[str], state: EngineState | None, now: float) -> dict[str, str]:
+def metric_faults(group: Group, requires: frozenset[str], state: EngineState | None, now: float) -> dict[str, str]:
+    """Why no controller may control by what is known of the engine: code -> sentence."""
     patience = group.policy.fail_safe.metrics_stale_seconds
     if group.engine is None:
         return {"MetricsStale": f"policy {group.policy.name} gives no address of the pod: clocks stay unlocked"}
@@ -199,13 +145,45 @@ def _faults_of(group: Group, requires: frozenset[str], state: EngineState | None
             "MetricsStale": f"{group.engine.url} has given no metrics for more than {patience} s{why}: clocks are"
             " unlocked until it answers"
         }
-    if state.sample is None:
+    if state.sample is None or not state.sample.missing:
         return {}
-    needed = requires | ALWAYS_NEEDED | thresholds(group.policy.slo).keys()
-    missing = sorted(METRIC_NAMES[name] for name in needed & set(state.sample.missing))
+    missing = sorted(METRIC_NAMES[name] for name in (requires | group.needed) & set(state.sample.missing))
     if not missing:
         return {}
     return {
         "MetricMissing": f"{group.engine.url} lacks {', '.join(missing)}: clocks stay unlocked; serve the metric, or"
         " drop the objective that needs it"
     }
+
+
+class Setups:
+    """What every group's controller is told; the same object for as long as nothing of it changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], tuple[tuple[Report, ...], Shelf, str, Setup]] = {}
+
+    def keep(self, keys: Collection[tuple[Any, ...]]) -> None:
+        """Forget the groups of other keys."""
+        self._known = {key: known for key, known in self._known.items() if key in keys}
+
+    def of(self, group: Group, cards: tuple[Report, ...], shelf: Shelf, page: EngineSample | None) -> Setup:
+        """What the controller of a group is told.
+
+        Args:
+            group: which.
+            cards: of the group, in the order of its entries.
+            shelf: profiles that were read; the same object: the same profiles.
+            page: newest of the group's engine; None: there is none yet.
+        """
+        known = self._known.get(group.key)
+        # A page without a model name is no news of the model.
+        model = (page.model if page is not None else "") or ("" if known is None else known[2])
+        if known is not None and known[1] is shelf and known[2] == model and _are(cards, known[0]):
+            return known[3]
+        setup = setup_of(cards, group.seed, profile=group.profile, shelf=shelf, model=model)
+        self._known[group.key] = (cards, shelf, model, setup)
+        return setup
+
+
+def _are(cards: tuple[Report, ...], before: tuple[Report, ...]) -> bool:
+    return all(card is other for card, other in zip(cards, before, strict=True))

@@ -22,12 +22,15 @@ from typing import Any
 
 import structlog
 
-from flyball_agent.agent import Agent, AgentSettings, Signals
+from flyball_agent.agent import Agent, AgentSettings, Signals, Surroundings
 from flyball_agent.controllers.registry import make_controller
-from flyball_agent.engines import EngineScraper, scrape_session
+from flyball_agent.engines import EngineScraper, scrape_session, tell_limits
 from flyball_agent.exposition import AgentCollector, AgentCounts
+from flyball_agent.facts import Engine, EngineState
+from flyball_agent.files import ProfileFolder, StateFile, boot_id
+from flyball_agent.knobs import EngineCommand
 from flyball_agent.node import NodeControl
-from flyball_agent.web import serve
+from flyball_agent.web import Pages, serve
 from flyball_api.kube import CONFIGMAPS, NODE_ENERGY_PLANS, CredentialError, JsonObject, KubeApi
 from flyball_api.lease import Heartbeat
 from flyball_api.names import SWITCH_CONFIG_MAP, SWITCH_KEY, agent_lease_name
@@ -72,15 +75,26 @@ async def _run(options: argparse.Namespace) -> None:
             )
         )
         http = await stack.enter_async_context(scrape_session())
-        scraper = EngineScraper(http, time.monotonic, random.uniform, control.take_page)
+
+        def on_page(engine: Engine, state: EngineState) -> None:
+            agent.on_page(engine, state)
+
+        async def tell(command: EngineCommand) -> str:
+            return await tell_limits(http, command)
+
+        scraper = EngineScraper(http, time.monotonic, random.uniform, on_page)
         stack.push_async_callback(scraper.close)
         settings = AgentSettings(
-            options.node_name, options.actuator_socket, options.podresources_socket, version("flyball-agent")
+            options.node_name,
+            options.actuator_socket,
+            options.podresources_socket,
+            version("flyball-agent"),
+            boot_id(),
         )
         agent = Agent(
             settings,
             control,
-            scraper=scraper,
+            around=Surroundings(scraper, tell, ProfileFolder(options.profiles_dir), StateFile(options.state_file)),
             kube=kube,
             counts=counts,
             signals=signals,
@@ -90,8 +104,11 @@ async def _run(options: argparse.Namespace) -> None:
             uniform=random.uniform,
         )
         collector = AgentCollector(control, scraper, counts, time.monotonic)
-        web = await serve(options.bind_address, options.port, collector.page, agent.unhealthy, agent.unready)
+        pages = Pages(collector.page, control.explain, agent.unhealthy, agent.unready)
+        web = await serve(options.bind_address, options.port, pages)
         stack.push_async_callback(web.cleanup)
+        stack.push_async_callback(agent.farewell)
+        agent.recall()
         plans = Reflector(
             kube,
             NODE_ENERGY_PLANS,
@@ -117,7 +134,7 @@ async def _run(options: argparse.Namespace) -> None:
         _trim()
         log.info("agent runs")
         loops = (plans.run, switches.run, read_switch, heartbeat.run, agent.keep_control)
-        more = (agent.follow_allocation, agent.tell_status)
+        more = (agent.follow_allocation, agent.tell_status, agent.follow_profiles, agent.keep_states)
         await _until(stop, [loop() for loop in (*loops, *more)])
         log.info("agent ends: the actuator resets clock locks, caps stay")
 
@@ -174,10 +191,16 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--node-name", required=True, help="name of this Node, and of its NodeEnergyPlan")
     add("--namespace", default="flyball-system", help="Flyball's namespace (default: %(default)s)")
-    add("--bind-address", default="0.0.0.0", help="address of /metrics, /healthz, /readyz (default: %(default)s)")
+    add(
+        "--bind-address",
+        default="0.0.0.0",
+        help="address of /metrics, /explain, /healthz, /readyz (default: %(default)s)",
+    )
     add("--port", type=int, default=9402, help="their port (default: %(default)s)")
     add("--actuator-socket", type=Path, default=Path("/run/flyball/actuator.sock"), help="default: %(default)s")
     add("--podresources-socket", type=Path, default=Path("/run/flyball/podresources.sock"), help="default: %(default)s")
+    add("--profiles-dir", type=Path, default=Path("/etc/flyball/profiles"), help="profiles (default: %(default)s)")
+    add("--state-file", type=Path, help="where controllers' states are kept over a restart; nowhere if not given")
     add("--kubeconfig", type=Path, help="kubeconfig, outside a pod")
     add("--service-account-dir", type=Path, default=SERVICE_ACCOUNT, help="default: %(default)s")
     add("--log-format", choices=("json", "console"), default="json", help="default: %(default)s")

@@ -9,101 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final
 
+from flyball_agent.cards import FIRST_RETRY_SECONDS, Actuator, Command, Gpu
 from flyball_agent.controllers.base import UNLOCKED
 from flyball_agent.counters import PolicyAccount, thresholds
-from flyball_agent.facts import Allocation, Engine, EngineState, Report
-from flyball_agent.groups import Group, GroupDriver, MakeController, Outcome, engine_of, groups_of, limits_of
+from flyball_agent.driving import GroupDriver, MakeController, Outcome
+from flyball_agent.explaining import explained
+from flyball_agent.facts import Allocation, Engine, EngineState, Report, Wish
+from flyball_agent.groups import Group, Setups, engine_of, groups_of, limits_of
+from flyball_agent.knobs import EngineCommand, EngineKnobs, Knobs
+from flyball_agent.memory import Remembered
+from flyball_agent.setups import Shelf
 from flyball_api.nodeenergyplan import Acknowledgement, NodeEnergyPlan, PlanGpu, PlanPolicy, PolicyCounters
 
-FIRST_RETRY_SECONDS: Final = 1.0
 LAST_RETRY_SECONDS: Final = 10.0
-DEFAULT_LEASE_SECONDS: Final = 3
 
 ENABLED: Final = "enabled"
 STOPPED: Final = "stopped"
 _SWITCH: Final = {ENABLED: True, STOPPED: False, "release": True}
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """Something to ask of the actuator.
-
-    Attributes:
-        uuid: the GPU.
-        operation: `set` or `release`.
-        sm_mhz: clock lock; None: unlocked.
-        cap_watts: cap to hold; None: left alone.
-        ceiling_watts: the granted cap.
-        lease_seconds: how long a lock outlives this agent.
-        acknowledges: the grant that is carried out by this; None when there is none.
-    """
-
-    uuid: str
-    operation: Literal["set", "release"]
-    sm_mhz: tuple[int, int] | None = None
-    cap_watts: int | None = None
-    ceiling_watts: int | None = None
-    lease_seconds: int = DEFAULT_LEASE_SECONDS
-    acknowledges: Acknowledgement | None = None
-
-
-@dataclass(slots=True)
-class Gpu:
-    """One GPU of the node, or one that only the plan knows.
-
-    Attributes:
-        uuid: its UUID.
-        card: what the actuator says it is; None: the node has no such GPU.
-        report: the actuator's newest report.
-        entry: its grant.
-        outcome: what its group's controller wants.
-        applied: the command last answered with success in this life of the actuator.
-        applied_lock: the lock that the answer showed.
-        in_flight: the command that is not answered yet.
-        acknowledged: the last grant carried out and read back in this session.
-        failure: (code, sentence) of the last command, until one succeeds.
-        retry_at: monotonic seconds before which nothing is sent again.
-        retry_seconds: the next wait.
-    """
-
-    uuid: str
-    card: Report | None = None
-    report: Report | None = None
-    entry: PlanGpu | None = None
-    outcome: Outcome | None = None
-    applied: Command | None = None
-    applied_lock: list[int] | None = None
-    in_flight: Command | None = None
-    acknowledged: Acknowledgement | None = None
-    failure: tuple[str, str] | None = None
-    retry_at: float = 0.0
-    retry_seconds: float = FIRST_RETRY_SECONDS
-
-    @property
-    def locked(self) -> bool:
-        """Whether a lock of ours is on the card, as far as is known."""
-        return self.report is not None and self.report["lock_mhz"] is not None
-
-
-@dataclass(slots=True)
-class Actuator:
-    """What is known of the actuator.
-
-    Attributes:
-        connected: whether it can be asked.
-        life: its random id.
-        boot_id: the node's boot.
-        driver_version: NVIDIA's.
-        trouble: why it cannot be asked, or why it has no GPUs; empty when all is well.
-    """
-
-    connected: bool = False
-    life: str = ""
-    boot_id: str = ""
-    driver_version: str = ""
-    trouble: str = "not connected yet"
 
 
 @dataclass(slots=True)
@@ -133,6 +57,10 @@ class NodeControl:
         self._clock = clock
         self._plan = _Plan()
         self._driver = GroupDriver(make)
+        self._knobs = EngineKnobs()
+        self._wanted_knobs: dict[Engine, Knobs] = {}
+        self._shelf: Shelf = {}
+        self._setups = Setups()
         self._accounts: dict[str, PolicyAccount] = {}
         self._engines: dict[str, set[Engine]] = {}
         self._lives = 0
@@ -180,6 +108,7 @@ class NodeControl:
                 gpu.entry = entry
                 gpu.retry_at, gpu.retry_seconds = 0.0, FIRST_RETRY_SECONDS
         self._driver.keep(self._plan.groups)
+        self._setups.keep({group.key for group in self._plan.groups})
         self._open_accounts()
         return True
 
@@ -243,19 +172,51 @@ class NodeControl:
             if out_of_force:
                 self._wait(gpu, now)
 
-    def take_page(self, engine: Engine, state: EngineState) -> None:
-        """A newer page of an engine."""
+    def take_page(self, engine: Engine, state: EngineState) -> bool:
+        """A newer page of an engine.
+
+        Returns:
+            Whether a controller waits for it.
+        """
         if state.sample is None:
-            return
+            return False
         for account in self._accounts.values():
             if engine in self._engines_of(account.name):
                 account.page(engine.url, state.sample)
+        now = self._clock()
+        return any(
+            group.engine == engine and self._driver.awaits_page(group, state, now) for group in self._plan.groups
+        )
+
+    def take_profiles(self, shelf: Shelf) -> None:
+        """The profiles that policies name, as they are now; the same object: nothing changed."""
+        self._shelf = shelf
+
+    def recall(self, kept: Mapping[str, Remembered]) -> None:
+        """What controllers learnt in an earlier life of this agent."""
+        self._driver.recall(kept)
+
+    def remembered(self) -> list[Remembered] | None:
+        """What the controllers have learnt; None: there is no plan yet, so nobody knows what to keep."""
+        return self._driver.remembered(self._plan.groups) if self._plan.seen else None
+
+    def take_notes(self) -> list[str]:
+        """Sentences for the log since this was last called."""
+        return self._driver.take_notes()
 
     # -- what is wanted ------------------------------------------------------------------------------------
 
     def engines(self) -> set[Engine]:
         """The engines to scrape."""
         return {group.engine for group in self._plan.groups if group.engine is not None}
+
+    def wishes(self) -> dict[Engine, Wish]:
+        """How to scrape each of them; after `commands` it may be another."""
+        return self._driver.wishes(self._plan.groups)
+
+    def profile_names(self) -> frozenset[str]:
+        """The profiles that the plan's policies name."""
+        return frozenset(group.profile for group in self._plan.groups if group.profile)
 
     def next_wake(self) -> float | None:
         """When a controller wants to be asked, in monotonic seconds."""
@@ -268,14 +229,19 @@ class NodeControl:
         reports = {uuid: gpu.report for uuid, gpu in self.gpus.items() if gpu.report is not None}
         for gpu in self.gpus.values():
             gpu.outcome = None
+        knobs: dict[Engine, Knobs] = {}
         for group in self._plan.groups:
             limits = limits_of(group, cards)
             if limits is None:
                 continue
             state = None if group.engine is None else engines.get(group.engine)
-            outcome = self._driver.outcome(group, limits, reports, state, now)
+            own = tuple([cards[entry.uuid] for entry in group.entries])
+            setup = self._setups.of(group, own, self._shelf, None if state is None else state.sample)
+            outcome = self._driver.outcome(group, limits, reports, state, now, setup=setup)
             for entry in group.entries:
                 self.gpus[entry.uuid].outcome = outcome
+            self._turn_knobs(knobs, group, outcome)
+        self._wanted_knobs = knobs
         wanted = []
         for gpu in self.gpus.values():
             command = self._wanted(gpu)
@@ -285,6 +251,55 @@ class NodeControl:
                 gpu.in_flight = command
                 wanted.append(command)
         return wanted
+
+    def _turn_knobs(self, knobs: dict[Engine, Knobs], group: Group, outcome: Outcome) -> None:
+        setpoint, engine = outcome.setpoint, group.engine
+        if engine is None or (setpoint.batch_limit is None and setpoint.admit is None):
+            return
+        if group.observed or any(self.refusal(self.gpus[entry.uuid]) for entry in group.entries):
+            return
+        wanted = Knobs(setpoint.batch_limit, setpoint.admit, outcome.turn)
+        other = knobs.get(engine)
+        knobs[engine] = wanted if other is None else wanted.merged(other)
+
+    def engine_commands(self, engines: Mapping[Engine, EngineState]) -> list[EngineCommand]:
+        """What to tell engines now, as `commands` last left it; each is in flight from here on.
+
+        Without an actuator nothing controls, so engines get their own limits back.
+        """
+        now = self._clock()
+        if not self.writes:
+            return self._knobs.renewals(engines, now)
+        return self._knobs.commands(self._wanted_knobs if self.actuator.connected else {}, engines, now)
+
+    def engine_answered(self, command: EngineCommand) -> None:
+        """An engine took its limits."""
+        self._knobs.answered(command, self._clock())
+
+    def engine_failed(self, command: EngineCommand, why: str) -> None:
+        """An engine did not take its limits, or nobody knows."""
+        self._knobs.failed(command, why, self._clock())
+
+    def hand_back(self) -> list[EngineCommand]:
+        """What to tell engines at the agent's end."""
+        return self._knobs.hand_back()
+
+    def explain(self) -> list[dict[str, Any]]:
+        """What was decided last of every GPU of the plan, and why."""
+        return [
+            explained(group, entry, self._driver.last(group), self._driver.degraded(group))
+            | {"faults": self.faults(self.gpus[entry.uuid]) if entry.uuid in self.gpus else {}}
+            for group in self._plan.groups
+            for entry in group.entries
+        ]
+
+    def explain_groups(self) -> list[dict[str, Any]]:
+        """The same of the first GPU of each group that was decided of, without faults: for the log."""
+        return [
+            explained(group, group.entries[0], outcome, self._driver.degraded(group))
+            for group in self._plan.groups
+            if (outcome := self._driver.last(group)) is not None
+        ]
 
     def _wanted(self, gpu: Gpu) -> Command | None:
         entry, outcome = gpu.entry, gpu.outcome
@@ -376,6 +391,9 @@ class NodeControl:
             faults |= gpu.outcome.faults
         if gpu.failure is not None:
             faults.setdefault(*gpu.failure)
+        engine = self._engine_of(gpu)
+        if engine is not None and (limited := self._knobs.fault(engine)):
+            faults["EngineLimits"] = limited
         refusal = self.refusal(gpu)
         if refusal is not None:
             faults.setdefault(*refusal)
@@ -405,6 +423,10 @@ class NodeControl:
                 engine for group in groups for entry in group.entries if (engine := engine_of(group.policy, entry))
             }
         return self._engines[policy]
+
+    def _engine_of(self, gpu: Gpu) -> Engine | None:
+        policy = None if gpu.entry is None else self._plan.policies.get(gpu.entry.policy)
+        return None if gpu.entry is None or policy is None else engine_of(policy, gpu.entry)
 
     def _open_accounts(self) -> None:
         accounts = {}

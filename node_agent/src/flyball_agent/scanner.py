@@ -72,11 +72,13 @@ class EngineSample:
         values: gauges, shares and counters.
         histograms: latencies.
         missing: families that the page does not have.
+        model: what the engine says it serves; empty: it does not say, or serves several.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    model: str = ""
 
 
 @dataclass(slots=True)
@@ -99,6 +101,7 @@ _LINE: Final = re.compile(
     + rb')(?:_bucket|_sum|_count)?(?:[ \t]*\{(?:[^"}]|"(?:[^"\\\n]|\\.)*")*\})?)[ \t]+(\S+)'
 )
 _LE: Final = re.compile(rb'[{,]\s*le="([^"]*)"')
+_MODEL: Final = re.compile(rb'[{,]\s*model_name="([^"\\]{1,256})"')
 _PARTS: Final = ("_bucket", "_sum", "_count")
 
 
@@ -107,6 +110,7 @@ class PageScanner:
 
     def __init__(self) -> None:
         self._series: dict[bytes, _Series | None] = {}
+        self._models: set[str] = set()
 
     def scan(self, page: bytes) -> EngineSample:
         """One page in Prometheus' text format.
@@ -137,7 +141,7 @@ class PageScanner:
                 draft.value = max(draft.value, value)
             elif not part:
                 draft.value += value
-        return _assemble(drafts)
+        return _assemble(drafts, next(iter(self._models)) if len(self._models) == 1 else "")
 
     def _meaning(self, series: bytes) -> _Series | None:
         known = self._series.get(series, ...)
@@ -145,7 +149,10 @@ class PageScanner:
             return known
         if len(self._series) >= _MAX_SERIES:
             self._series.clear()
+            self._models.clear()
         meaning = _understand(series)
+        if meaning is not None and (model := _MODEL.search(series)):
+            self._models.add(model[1].decode(errors="replace"))
         self._series[series] = meaning
         return meaning
 
@@ -170,7 +177,7 @@ def _understand(series: bytes) -> _Series | None:
     return (spelling, part, seconds) if seconds >= 0.0 else None
 
 
-def _assemble(drafts: Mapping[str, _Draft]) -> EngineSample:
+def _assemble(drafts: Mapping[str, _Draft], model: str) -> EngineSample:
     values: dict[str, float] = {}
     histograms: dict[str, Histogram] = {}
     missing = []
@@ -183,7 +190,7 @@ def _assemble(drafts: Mapping[str, _Draft]) -> EngineSample:
             histograms[name] = Histogram(bounds, tuple(draft.buckets[bound] for bound in bounds), draft.total)
         else:
             values[name] = draft.value
-    return EngineSample(values, histograms, tuple(missing))
+    return EngineSample(values, histograms, tuple(missing), model)
 
 
 def within(histogram: Histogram, threshold_seconds: float) -> tuple[float, bool]:

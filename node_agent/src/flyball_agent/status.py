@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, Literal
 
+from flyball_agent.cards import Gpu
 from flyball_agent.facts import Engine, EngineState
-from flyball_agent.node import Gpu, NodeControl
+from flyball_agent.node import NodeControl
 from flyball_api.common import ClockRange, Condition
 from flyball_api.nodeenergyplan import (
     MAX_GPUS,

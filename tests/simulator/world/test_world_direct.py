@@ -11,8 +11,9 @@ import flyball_operator.applying
 import flyball_operator.loop
 from flyball_agent.controllers.base import UNLOCKED, ControlLimits, Decision, GroupSetpoint, Targets
 from flyball_agent.controllers.registry import make_controller
+from flyball_agent.driving import GroupDriver
 from flyball_agent.facts import Engine, EngineState
-from flyball_agent.groups import GroupDriver, groups_of
+from flyball_agent.groups import groups_of
 from flyball_api.nodeenergyplan import PlanGpu, PlanPolicy
 from flyball_sim.engine.core import EngineLimits
 from flyball_sim.world import delays, injecting
@@ -30,6 +31,9 @@ class Watching:
     """Answers what it is told to, and keeps what it saw."""
 
     requires = frozenset()
+    events = frozenset()
+    wants_board = False
+    period_seconds = 0.5
 
     def __init__(self, setpoint=UNLOCKED, wake=0.5):
         self.setpoint, self.wake, self.seen = setpoint, wake, []

@@ -16,8 +16,8 @@ from flyball_agent.actuator.governor import SETTLE_SECONDS, Governor
 from flyball_agent.actuator.leases import Leases
 from flyball_agent.actuator.log import Log
 from flyball_agent.actuator.record import EMPTY, Entry
+from flyball_agent.cards import Command
 from flyball_agent.facts import Report
-from flyball_agent.node import Command
 from flyball_sim.gpu.delays import cap_call_seconds, lock_call_seconds
 from flyball_sim.world.cards import Card
 from flyball_sim.world.events import EventQueue
@@ -94,6 +94,7 @@ class VirtualActuator:
                     "cap_default_watts": card.cap_default_watts,
                     "sm_min_mhz": card.sm_mhz[0],
                     "sm_max_mhz": card.sm_mhz[-1],
+                    "sm_mhz": list(card.sm_mhz),
                     "mig_enabled": card.mig_enabled,
                     "leased": self._leases.holds(card.uuid),
                 }

@@ -7,15 +7,20 @@ that it had not done, as a process does that was stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from flyball_agent.actuator.governor import RefusedError
-from flyball_agent.facts import Allocation, Engine, EngineState, Report
-from flyball_agent.groups import MakeController
-from flyball_agent.node import Command, NodeControl
+from flyball_agent.cards import Command
+from flyball_agent.controllers.base import Board
+from flyball_agent.driving import MakeController
+from flyball_agent.facts import Allocation, Engine, EngineState, Report, Wish
+from flyball_agent.knobs import EngineCommand
+from flyball_agent.memory import Remembered
+from flyball_agent.node import NodeControl
+from flyball_agent.profiles import Profile
 from flyball_agent.scanner import EngineSample
 from flyball_agent.status import DrawMeter, build_status, due
 from flyball_api.common import ObjectMeta
@@ -54,19 +59,24 @@ class Site:
         node: its name.
         actuator: of the node.
         allocation: which pod holds which card.
-        scrape: the page of the engine at an address, now; raises `ScrapeError`.
+        scrape: the page of the engine at an address, now, and its board if that is wanted; raises `ScrapeError`.
+        limit: limits the batch and the admission of the engine at an address; raises `ScrapeError`.
+        profiles: by the name that policies give.
     """
 
     node: str
     actuator: VirtualActuator
     allocation: Allocation
-    scrape: Callable[[str], EngineSample]
+    scrape: Callable[[str, bool], tuple[EngineSample, Board | None]]
+    limit: Callable[[EngineCommand], None]
+    profiles: Mapping[str, Profile]
 
 
 @dataclass(slots=True)
 class _Scrape:
     state: EngineState
     due: float
+    wish: Wish
 
 
 class VirtualAgent:
@@ -106,12 +116,14 @@ class VirtualAgent:
         self._life = 0
         self._hung = False
         self._missed: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._learnt: dict[str, Remembered] = {}
         self._extra_watch_seconds = 0.0
         self._begin()
 
     def _begin(self) -> None:
         """The state of a process that has just started."""
         self.control = NodeControl(f"{self._site.node}/{self._life}", self._make, self._queue.monotonic)
+        self.control.recall(self._learnt)
         self.states: dict[Engine, EngineState] = {}
         self._scrapes: dict[Engine, _Scrape] = {}
         self._watch: Watch = self._api.watch(f"agent/{self._site.node}/{self._life}")
@@ -144,7 +156,8 @@ class VirtualAgent:
         self._later(self._link.draw(self._delays.api_write), self._list)
 
     def kill(self) -> None:
-        """The process dies; the actuator sees its socket closed."""
+        """The process dies; the actuator sees its socket closed, and its file of states is of just before."""
+        self._learnt = {entry.key: entry for entry in self.control.remembered() or ()}
         self._life += 1
         self._watch.open = False
         self._hung = False
@@ -201,6 +214,8 @@ class VirtualAgent:
         status = NodeEnergyPlanStatus.model_construct(agent_session=session)
         object_ = NodeEnergyPlan(metadata=ObjectMeta(name=plan.name), spec=plan.spec, status=status)
         self.control.take_plan(object_)
+        names = self.control.profile_names()
+        self.control.take_profiles({name: self._site.profiles.get(name, _no_profile(name)) for name in sorted(names)})
         if self._written is not None and session != self.control.session:
             self._written = None
         self._want()
@@ -218,44 +233,57 @@ class VirtualAgent:
     # -- engines -------------------------------------------------------------------------------------------
 
     def _want(self) -> None:
-        wanted = self.control.engines()
-        for engine in [engine for engine in self._scrapes if engine not in wanted]:
+        wishes = self.control.wishes()
+        for engine in [engine for engine in self._scrapes if engine not in wishes]:
             del self._scrapes[engine], self.states[engine]
         now = self._queue.now
-        for engine in sorted(wanted - self._scrapes.keys(), key=lambda engine: (engine.host, engine.port, engine.path)):
+        for engine, wish in sorted(wishes.items(), key=lambda each: (each[0].host, each[0].port, each[0].path)):
+            if engine in self._scrapes:
+                self._scrapes[engine].wish = wish
+                continue
             state = self.states[engine] = EngineState(self._queue.monotonic())
             phase = self._link.draw((0.0, timing.SCRAPE_PERIOD_SECONDS / 5))
-            self._scrapes[engine] = _Scrape(state, now + phase)
+            self._scrapes[engine] = _Scrape(state, now + phase, wish)
             self._later(phase, self._fetch, engine, self._scrapes[engine])
 
     def _fetch(self, engine: Engine, scrape: _Scrape) -> None:
         if self._scrapes.get(engine) is not scrape:
             return
-        scrape.due = max(scrape.due + timing.SCRAPE_PERIOD_SECONDS, self._queue.now)
+        scrape.due = max(scrape.due + scrape.wish.period_seconds, self._queue.now)
         seconds = self._link.draw(self._delays.scrape)
         try:
-            sample = self._site.scrape(engine.host)
+            sample, board = self._site.scrape(engine.host, scrape.wish.board)
         except ScrapeError as error:
             waited = seconds if error.after_seconds is None else error.after_seconds
             self._later(waited, self._fetch_failed, engine, scrape, str(error))
             return
-        self._later(seconds, self._take_page, engine, scrape, sample)
+        self._later(seconds, self._take_page, engine, scrape, sample, board)
 
-    def _take_page(self, engine: Engine, scrape: _Scrape, sample: EngineSample) -> None:
+    def _take_page(self, engine: Engine, scrape: _Scrape, sample: EngineSample, board: Board | None) -> None:
         if self._scrapes.get(engine) is not scrape:
             return
-        state = scrape.state
-        state.sample, state.at, state.error = sample, self._queue.monotonic(), ""
-        state.pages += 1
+        scrape.state.take(sample, self._queue.monotonic(), board)
         began = self._stopwatch()
-        self.control.take_page(engine, state)
+        awaited = self.control.take_page(engine, scrape.state)
         self._cpu.controllers += self._stopwatch() - began
+        if awaited:
+            self._signal_control()
         self._fetch_again(engine, scrape)
+
+    def _tell(self, command: EngineCommand) -> None:
+        self._later(self._link.draw(self._delays.scrape), self._tell_lands, command)
+
+    def _tell_lands(self, command: EngineCommand) -> None:
+        try:
+            self._site.limit(command)
+        except ScrapeError as error:
+            self.control.engine_failed(command, str(error))
+        else:
+            self.control.engine_answered(command)
 
     def _fetch_failed(self, engine: Engine, scrape: _Scrape, why: str) -> None:
         if self._scrapes.get(engine) is scrape:
-            scrape.state.failures += 1
-            scrape.state.error = why
+            scrape.state.fail(why)
             self._fetch_again(engine, scrape)
 
     def _fetch_again(self, engine: Engine, scrape: _Scrape) -> None:
@@ -277,7 +305,10 @@ class VirtualAgent:
             self._read()
         for command in self.control.commands(self.states):
             self._send(command)
+        for telling in self.control.engine_commands(self.states):
+            self._tell(telling)
         self._cpu.controllers += self._stopwatch() - began
+        self._want()
         until, wake = self._read_at, self.control.next_wake()
         if wake is not None:
             earliest = now + timing.AGENT_WAKE_SECONDS
@@ -369,6 +400,10 @@ class VirtualAgent:
         self._written, self._written_at = status, decided_at
         self._meter.restart()
         self._wait_status()
+
+
+def _no_profile(name: str) -> str:
+    return f"profile {name!r} is not among those given to this simulation"
 
 
 def wall(seconds: float) -> datetime:

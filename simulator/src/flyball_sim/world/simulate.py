@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from flyball_agent.actuator.device import Identity
+from flyball_agent.controllers.base import Board
 from flyball_agent.controllers.registry import make_controller
+from flyball_agent.driving import MakeController
 from flyball_agent.facts import Allocation, Holder
-from flyball_agent.groups import MakeController
+from flyball_agent.knobs import EngineCommand
+from flyball_agent.profiles import Profile
 from flyball_agent.scanner import EngineSample
 from flyball_api.energypolicy import EnergyPolicy
 from flyball_operator.accepting import accept
@@ -24,6 +28,7 @@ from flyball_sim.world.cards import Card, CardGroup
 from flyball_sim.world.cluster import ClusterSpec
 from flyball_sim.world.cpu import CpuSeconds, Stopwatch, standing_still
 from flyball_sim.world.delays import SCRAPE_TIMEOUT_SECONDS, Delays, Link
+from flyball_sim.world.direct import scheduler_of
 from flyball_sim.world.events import EventQueue
 from flyball_sim.world.faults import Fault
 from flyball_sim.world.injecting import Injector
@@ -72,6 +77,7 @@ class Simulation:
         make: makes controllers.
         make_engine: makes engines.
         stopwatch: measures the CPU time of real code; None: it is not measured.
+        profiles: that policies may name.
         progress: called with the time at every sample.
 
     Raises:
@@ -99,6 +105,7 @@ class Simulation:
         make: MakeController = make_controller,
         make_engine: MakeMachine = make_machine,
         stopwatch: Stopwatch | None = None,
+        profiles: Mapping[str, Profile] = MappingProxyType({}),
         progress: Callable[[float], None] | None = None,
     ) -> None:
         for name, value in (("sample_seconds", sample_seconds), ("end_seconds", end_seconds)):
@@ -110,6 +117,7 @@ class Simulation:
         self._delays = delays or Delays()
         self._stopwatch = stopwatch or standing_still
         self._make = make
+        self._profiles = profiles
         self._cpu = CpuSeconds()
         self._queue = EventQueue(-warm_up_seconds)
         self._api = ApiServer(self._queue, self._delays, seed)
@@ -118,6 +126,7 @@ class Simulation:
         self._frozen: dict[str, EngineSample] = {}
         self._silent: dict[str, float] = {}
         self._frozen_until: dict[str, float] = {}
+        self._limited: dict[str, int] = {}
         builder = _Builder(
             self._layout, seed, draw or nominal(), queue=self._queue, watch=self._watch, make_engine=make_engine
         )
@@ -194,7 +203,7 @@ class Simulation:
         for node in self._layout.nodes:
             actuator = VirtualActuator(node.name, self._cards[node.name], self._queue)
             agent = VirtualAgent(
-                Site(node.name, actuator, self._allocation(node), self._scrape),
+                Site(node.name, actuator, self._allocation(node), self._scrape, self._limit, self._profiles),
                 self._queue,
                 self._api,
                 delays=self._delays,
@@ -229,7 +238,7 @@ class Simulation:
 
     # -- metrics pages -------------------------------------------------------------------------------------
 
-    def _scrape(self, address: str) -> EngineSample:
+    def _scrape(self, address: str, board: bool) -> tuple[EngineSample, Board | None]:
         unit = self._by_address.get(address)
         if unit is None or not unit.alive or not unit.ready:
             raise ScrapeError("connection refused")
@@ -237,10 +246,36 @@ class Simulation:
         if now < self._silent.get(unit.name, -FOREVER):
             raise ScrapeError("TimeoutError", SCRAPE_TIMEOUT_SECONDS)
         if now < self._frozen_until.get(unit.name, -FOREVER):
-            return self._frozen.setdefault(unit.name, unit.page())
+            return self._frozen.setdefault(unit.name, unit.page()), None
         machine = unit.now()
         self._serving.collect(unit)
-        return machine.page()
+        scheduler = scheduler_of(machine) if board else None
+        return machine.page(), None if scheduler is None else scheduler.board()
+
+    def _limit(self, command: EngineCommand) -> None:
+        unit = self._by_address.get(command.engine.host)
+        if unit is None or not unit.alive or not unit.ready:
+            raise ScrapeError("connection refused")
+        now = self._queue.now
+        if now < self._silent.get(unit.name, -FOREVER):
+            raise ScrapeError("TimeoutError")
+        scheduler = scheduler_of(unit.now())
+        if scheduler is None:
+            raise ScrapeError("HTTP 404")
+        scheduler.set_batch_limit(now, command.batch_limit)
+        scheduler.set_admission(now, command.admit)
+        turn = self._limited[unit.name] = self._limited.get(unit.name, 0) + 1
+        if command.lease_seconds is not None:
+            self._queue.after(command.lease_seconds, self._lift, unit, turn)
+
+    def _lift(self, unit: Unit, turn: int) -> None:
+        """The lease of an engine's limits is over, unless it was told again meanwhile."""
+        if self._limited[unit.name] != turn or not unit.alive:
+            return
+        scheduler = scheduler_of(unit.now())
+        if scheduler is not None:
+            scheduler.set_batch_limit(self._queue.now, None)
+            scheduler.set_admission(self._queue.now, None)
 
     def _silence(self, engine: str, until_seconds: float) -> None:
         self._silent[engine] = max(until_seconds, self._silent.get(engine, until_seconds))

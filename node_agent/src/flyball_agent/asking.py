@@ -1,0 +1,125 @@
+"""When a controller is asked: at the time it named, as soon as the page it waits for is there, and at its events. Pure.
+
+Pages come in their own rhythm. A controller that wants one decision for each page would, asked at its time alone, see
+pages of up to a period ago: so it is asked with the page when that comes a little before its time, or may be waited
+for a little after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from flyball_agent.controllers.base import ControlLimits, Decision, Event, GroupController, Setup
+from flyball_agent.facts import LEAST_SCRAPE_SECONDS, SCRAPE_SECONDS, EngineState
+from flyball_agent.scanner import EngineSample
+
+LAST_SCRAPE_SECONDS: Final = 10.0
+"""The slowest that a controller may have its engine scraped."""
+_EARLY_SHARE: Final = 0.1
+_LATE_SHARE: Final = 0.25
+_ORDER: Final[tuple[Event, ...]] = ("arrival", "completion", "iteration")
+
+
+@dataclass(slots=True)
+class Asked:
+    """A controller, when it was asked last, and when it is next.
+
+    Attributes:
+        controller: which.
+        setup: what it was told that it drives.
+        period_seconds: how often it wants a page.
+        limits: it was asked with; None: it never was.
+        decision: its last.
+        turn: how many it made.
+        wake: monotonic seconds at which it wants to be asked.
+        patient: whether it can wait a little for a page then.
+        next_look: monotonic seconds at which to look whether it is to be asked.
+        pages: of its engine when it was asked.
+        sample: the page when it was asked.
+    """
+
+    controller: GroupController
+    setup: Setup
+    period_seconds: float
+    limits: ControlLimits | None = None
+    decision: Decision | None = None
+    turn: int = 0
+    wake: float = 0.0
+    patient: bool = False
+    next_look: float = 0.0
+    pages: int = 0
+    sample: EngineSample | None = None
+
+    def due(self, limits: ControlLimits, state: EngineState | None, now: float) -> tuple[bool, Event | None]:
+        """Whether to ask it now, and what woke it."""
+        if self.decision is None or limits != self.limits:
+            return True, None
+        if state is None or state.at is None:
+            return now >= self.wake, None
+        if state.pages != self.pages:
+            event = self._event(state.sample)
+            if event is not None or now >= self.wake - _EARLY_SHARE * self.period_seconds:
+                return True, event
+        if now < self.wake:
+            return False, None
+        expected = state.at + (1.0 + _LATE_SHARE) * self.period_seconds
+        if self.patient and state.pages == self.pages and now < expected:
+            self.next_look = expected
+            return False, None
+        return True, None
+
+    def note(self, decision: Decision, limits: ControlLimits, state: EngineState | None, now: float) -> None:
+        """It was asked."""
+        wait = max(0.0, float(decision.next_wake_seconds))
+        self.decision, self.limits = decision, limits
+        self.turn += 1
+        self.wake = self.next_look = now + wait
+        self.patient = wait >= self.period_seconds / 2
+        if state is not None:
+            self.pages, self.sample = state.pages, state.sample
+
+    def _event(self, sample: EngineSample | None) -> Event | None:
+        events = self.controller.events
+        if not events or sample is None or self.sample is None:
+            return None
+        seen = happened(self.sample, sample)
+        return next((event for event in _ORDER if event in events and event in seen), None)
+
+
+def period_of(controller: GroupController) -> float:
+    """How often a controller's engine is scraped, within bounds."""
+    period = float(controller.period_seconds)
+    if not period > 0:
+        return SCRAPE_SECONDS
+    return min(max(period, LEAST_SCRAPE_SECONDS), LAST_SCRAPE_SECONDS)
+
+
+def happened(before: EngineSample, now: EngineSample) -> frozenset[Event]:
+    """What two pages of an engine tell of what was between them; of one that began anew, everything."""
+    seen: set[Event] = set()
+    done = _count(now, "end_to_end") - _count(before, "end_to_end")
+    inside = _inside(now) - _inside(before)
+    tokens = sum(_value(now, name) - _value(before, name) for name in ("generation_tokens", "prompt_tokens"))
+    if done < 0 or tokens < 0:
+        return frozenset(_ORDER)
+    if done:
+        seen.add("completion")
+    if inside + done > 0:
+        seen.add("arrival")
+    if tokens:
+        seen.add("iteration")
+    return frozenset(seen)
+
+
+def _inside(sample: EngineSample) -> float:
+    return _value(sample, "requests_running") + _value(sample, "requests_waiting")
+
+
+def _value(sample: EngineSample, name: str) -> float:
+    return sample.values.get(name, 0.0)
+
+
+def _count(sample: EngineSample, name: str) -> float:
+    histogram = sample.histograms.get(name)
+    return 0.0 if histogram is None else histogram.count
