@@ -64,7 +64,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *more: str) -> str:
             ["--router", "least-request"],
             (
                 "router 'least-request' is unknown: did you mean 'least-requests'? "
-                "There are round-robin, least-requests, weighted"
+                "There are round-robin, least-requests, weighted, ecoroute, ecoroute-tile"
             ),
         ),
         (

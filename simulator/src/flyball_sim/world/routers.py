@@ -1,17 +1,21 @@
-"""Which engine gets a request. The gateway's own rules, and the seam where Flyball's will come in."""
+"""Which engine gets a request: the gateway's own rules, and VoltanaLLM's."""
 
 from __future__ import annotations
 
 import difflib
 import heapq
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
+from flyball_agent.routing.ecoroute import PAPER_CLOCK_SHARES, Instance, InterTokenSeconds, fadr, tile_aware
 from flyball_agent.scanner import EngineSample
 from flyball_api.common import Role
 from flyball_sim.engine.core import EngineLimits
-from flyball_sim.engine.models import StepModel
+from flyball_sim.engine.models import BLOCK_TOKENS, StepModel
+from flyball_sim.gpu.steps import step_seconds
 from flyball_sim.load.traces import TraceRequest
 
 
@@ -201,10 +205,107 @@ class Weighted:
         """See `Router`."""
 
 
+ECOROUTE_TPOT_SECONDS: Final = 0.05
+"""Objective of EcoRoute where nobody gives one: that of VoltanaLLM's demo."""
+
+
+class EcoRoute:
+    """VoltanaLLM's choice of decode engines; prefill engines are drawn evenly, as there.
+
+    Engines are taken to be alike (the authors' are): the first one's clocks and times stand for all.
+
+    Args:
+        rule: `fadr` asks whether an engine's clock would have to rise, `tile_aware` only fills tiles.
+        seconds: predicts times between tokens; None: the engine's own step times, as if profiled without error.
+        slo_seconds: bound of the time between tokens.
+        seed: of the draws of prefill engines.
+    """
+
+    def __init__(
+        self,
+        rule: Literal["fadr", "tile_aware"] = "fadr",
+        *,
+        seconds: InterTokenSeconds | None = None,
+        slo_seconds: float = ECOROUTE_TPOT_SECONDS,
+        seed: int = 0,
+    ) -> None:
+        self._rule = rule
+        self._seconds = seconds
+        self._slo_seconds = slo_seconds
+        self._rng = random.Random(seed)  # noqa: S311 - a draw of the simulation
+        self._engines: list[EngineView] = []
+        self._clocks_mhz: tuple[int, ...] = ()
+        self._prompts = self._prompt_tokens = 0
+
+    def join(self, engine: EngineView) -> None:
+        """See `Router`."""
+        self._engines.append(engine)
+        self._engines.sort(key=lambda each: each.index)
+        if not self._clocks_mhz:
+            gpu = engine.model.gpu
+            wanted = [share * gpu.sm_max_mhz for share in PAPER_CLOCK_SHARES]
+            self._clocks_mhz = tuple([_nearest(gpu.supported_sm_mhz(), mhz) for mhz in wanted])
+            if self._seconds is None:
+                self._seconds = partial(modelled_token_seconds, engine.model)
+
+    def leave(self, engine: EngineView) -> None:
+        """See `Router`."""
+        self._engines.remove(engine)
+
+    def choose(self, request: TraceRequest, now_seconds: float) -> EngineView | None:  # noqa: ARG002
+        """See `Router`."""
+        engines = self._engines
+        if not engines or self._seconds is None:
+            return None
+        if engines[0].role == "prefill":
+            return engines[self._rng.randrange(len(engines))]
+        self._prompts += 1
+        self._prompt_tokens += request.prompt_tokens
+        instances = [self._instance(engine) for engine in engines]
+        if self._rule == "tile_aware":
+            return engines[tile_aware(instances)]
+        chosen = fadr(
+            instances,
+            request.prompt_tokens,
+            clocks_mhz=self._clocks_mhz,
+            seconds=self._seconds,
+            slo_seconds=self._slo_seconds,
+        )
+        return engines[chosen]
+
+    def counted(self, engine: EngineView) -> None:
+        """See `Router`."""
+
+    def _instance(self, engine: EngineView) -> Instance:
+        if self._rule == "tile_aware":
+            return Instance(engine.in_flight, 0.0, engine.sm_mhz)
+        held = engine.kv_usage * engine.model.kv_blocks * BLOCK_TOKENS
+        # An engine does not tell its queue's tokens: its prompts are taken as long as those that came so far.
+        queued = engine.waiting * self._prompt_tokens / self._prompts
+        return Instance(engine.in_flight, held + queued, engine.sm_mhz)
+
+
+def _nearest(clocks_mhz: Sequence[int], wanted_mhz: float) -> int:
+    return min(clocks_mhz, key=lambda mhz: abs(mhz - wanted_mhz))
+
+
+def modelled_token_seconds(model: StepModel, sm_mhz: int, running: float, kv_tokens: float) -> float:
+    """A decode step of this engine at a clock."""
+    if running <= 0:
+        return 0.0
+    return step_seconds(model.gpu, model.cost(round(running), round(kv_tokens), ()), sm_mhz, model.reference_mhz)
+
+
 MakeRouter = Callable[[], Router]
 
 ROUTERS: Final[Mapping[str, MakeRouter]] = MappingProxyType(
-    {"round-robin": RoundRobin, "least-requests": LeastRequests, "weighted": Weighted}
+    {
+        "round-robin": RoundRobin,
+        "least-requests": LeastRequests,
+        "weighted": Weighted,
+        "ecoroute": EcoRoute,
+        "ecoroute-tile": partial(EcoRoute, "tile_aware"),
+    }
 )
 
 
