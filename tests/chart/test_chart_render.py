@@ -95,6 +95,22 @@ def test_with_a_runtime_class_nothing_of_the_driver_is_mounted(helm: Path) -> No
     assert environment["NVIDIA_VISIBLE_DEVICES"] == "all"
 
 
+def test_the_agent_reads_profiles_if_there_are_any_and_keeps_what_its_controllers_learn(helm: Path) -> None:
+    daemon_set = objects(helm)["DaemonSet", "flyball-agent"]
+    agent = containers(daemon_set)["agent"]
+    volumes = {volume["name"]: volume for volume in daemon_set["spec"]["template"]["spec"]["volumes"]}
+    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in agent["volumeMounts"]}
+    assert mounts["/etc/flyball/profiles"]["configMap"] == {"name": "flyball-profiles", "optional": True}
+    assert "--profiles-dir=/etc/flyball/profiles" in agent["args"]
+    assert mounts["/var/lib/flyball-agent"]["emptyDir"] == {"sizeLimit": "16Mi"}
+    assert "--state-file=/var/lib/flyball-agent/controllers.json" in agent["args"]
+
+
+def test_profiles_and_what_was_learnt_are_out_of_the_actuators_reach(helm: Path) -> None:
+    actuator = containers(objects(helm)["DaemonSet", "flyball-agent"])["actuator"]
+    assert not {"learnt", "profiles"} & {mount["name"] for mount in actuator["volumeMounts"]}
+
+
 def test_the_crds_are_templates_that_an_uninstall_keeps(helm: Path) -> None:
     for name in ("energypolicies.flyball.dev", "nodeenergyplans.flyball.dev"):
         crd = objects(helm)["CustomResourceDefinition", name]
