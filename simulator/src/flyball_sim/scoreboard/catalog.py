@@ -26,6 +26,7 @@ from flyball_sim.scoreboard.tuned import tuned_parameters
 _MODEL_ROOTS: Final = ("flyball_sim.scoreboard.rows", "flyball_sim.scoreboard.records")
 _RIVAL_ROOTS: Final = ("flyball_sim.scoreboard.rivals", "flyball_sim.scoreboard.records")
 OURS: Final = "flyball"
+_TUNED_WITH: Final = {"throttllem-oracle": "throttllem"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def _fixed(contest: Contest) -> Row:
     )
 
     def held(engine: Engine) -> Play:
-        return serve(contest, engine, Fixed(parameters), native=False, before=())
+        return serve(contest, engine, Fixed(parameters), native=False)
 
     made = row_of(held(contest.engine), [held(engine) for engine in contest.drawn_engines()])
     made.details["sm_mhz"] = clock
@@ -108,7 +109,7 @@ def _rows() -> dict[str, RowKind]:
 
 
 def _sets(contender: Contender) -> dict[str, Contender]:
-    tuned = contender.with_parameters(tuned_parameters(contender.name))
+    tuned = contender.with_parameters(tuned_parameters(_TUNED_WITH.get(contender.name, contender.name)))
     if contender.name == OURS:
         return {OURS: contender, f"{OURS}/tuned": tuned}
     return {f"{contender.name}/paper": contender, f"{contender.name}/tuned": tuned}

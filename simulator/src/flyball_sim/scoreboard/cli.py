@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flyball_sim.scoreboard import cli_tune
+
 if TYPE_CHECKING:
     from flyball_sim.scoreboard.cells import Cell
 
@@ -25,6 +27,14 @@ class _WrongFilterError(ValueError):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("play", "tune"),
+        default="play",
+        help="play cells (unless told otherwise), or tune controllers' parameters on traces the board does not play",
+    )
+    cli_tune.configure(parser)
     parser.add_argument("--quick", action="store_true", help="a few cells that differ in everything")
     parser.add_argument("--json", action="store_true", help="one object a line, as each cell is done, and no table")
     parser.add_argument("--data", type=Path, help="directory of the measured data; adds the Azure conversation trace")
@@ -49,6 +59,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Play the cells: 0 done, 2 the command line or a file it names is wrong."""
+    if args.action == "tune":
+        return cli_tune.run_tune(args)
     from rich.console import Console  # noqa: PLC0415 - so that --help is quick
 
     from flyball_sim.load.traces import TraceError  # noqa: PLC0415

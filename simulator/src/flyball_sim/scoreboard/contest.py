@@ -111,6 +111,11 @@ class Contest:
         self.clocks = [clock for clock in gpu.supported_sm_mhz() if clock <= gpu.lock_ceiling_mhz]
         self.caps = list(np.arange(gpu.cap_min_watts, gpu.cap_max_watts + 0.5, CAP_STEP_WATTS))
 
+    @property
+    def seed(self) -> int:
+        """Of everything random in it."""
+        return self.options.seed
+
     def serve(
         self, schedule: Schedule, *, engine: Engine | None = None, marks: Sequence[float] | Floats | None = None
     ) -> Outcomes:

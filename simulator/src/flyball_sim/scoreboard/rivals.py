@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from flyball_sim.load.traces import TraceRequest
 from flyball_sim.scoreboard.contest import Contest, Row
 from flyball_sim.scoreboard.profiled import needs_profile, profile_of
 from flyball_sim.scoreboard.runs import Engine
-from flyball_sim.scoreboard.slo import ATTAINMENT, Floats
+from flyball_sim.scoreboard.slo import ATTAINMENT, Floats, Slo
 from flyball_sim.scoreboard.warmup import WARM_SECONDS, warm_up
 from flyball_sim.world.direct import EngineRun, control_limits, run_engine, setup_of
 from flyball_sim.world.slo import met_all
@@ -48,8 +48,8 @@ class Contender:
     wrong_prior: bool = False
 
     def with_parameters(self, parameters: Mapping[str, Any]) -> Contender:
-        """The same with these on top of its own."""
-        return replace(self, parameters=MappingProxyType({**self.parameters, **parameters}))
+        """The same with these, its own on top of them."""
+        return replace(self, parameters=MappingProxyType({**parameters, **self.parameters}))
 
     @property
     def module(self) -> str:
@@ -76,17 +76,17 @@ ORACLES: Final = frozenset({"throttllem-oracle"})
 """Told what nobody can know: reported, and no rival."""
 
 
-def make(contender: Contender, setup: Setup, prior_factors: Mapping[str, float] | None = None) -> GroupController:
+def make(contender: Contender, setup: Setup, factors: Mapping[str, float] | None = None) -> GroupController:
     """A fresh controller.
 
     Args:
         contender: which.
         setup: what it drives.
-        prior_factors: what each number it believes beforehand is multiplied by; None: it is left right.
+        factors: what each number it believes beforehand is multiplied by; None: it is left right.
     """
     module, name = CONTROLLERS[contender.kind]
     parameters = PARAMETERS[contender.kind][1](**contender.parameters)
-    more: dict[str, Any] = {} if prior_factors is None else {"prior_factors": prior_factors}
+    more: dict[str, Any] = {} if factors is None else {"prior_factors": factors}
     made: GroupController = getattr(import_module(module), name)(parameters, setup, **more)
     return made
 
@@ -94,6 +94,35 @@ def make(contender: Contender, setup: Setup, prior_factors: Mapping[str, float] 
 def wrong_by(names: tuple[str, ...], seed: int) -> dict[str, float]:
     """A factor for each number of a prior, the same for the same seed."""
     return {name: 1.0 + PRIOR_OFF * (2.0 * _uniform(f"{seed}/{name}") - 1.0) for name in names}
+
+
+class Arrivals(Protocol):
+    """What a controller is played on: a cell of the board, or one that tuning plays."""
+
+    @property
+    def slo(self) -> Slo:
+        """The objective."""
+        ...
+
+    @property
+    def trace(self) -> Sequence[TraceRequest]:
+        """Requests by arrival."""
+        ...
+
+    @property
+    def end_seconds(self) -> float:
+        """The common end."""
+        ...
+
+    @property
+    def blocks(self) -> Floats:
+        """Ends of the stretches at which energy is noted."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of actuation delays."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +158,7 @@ def play(contest: Contest, contender: Contender, *, warm: bool, drawn: int | Non
     engine = contest.engine if drawn is None else contest.drawn_engine(drawn)
     profile = profile_of(contest.cell.case.world, contender.kind, which) if needs_profile(contender.kind) else None
     setup = setup_of(engine.model, seed=seed, profile=profile)
-    controller = make(contender, setup, _prior_factors(contender, seed))
+    controller = make(contender, setup, prior_factors(contender, seed))
     before: tuple[TraceRequest, ...] = ()
     if warm:
         trace = contest.cell.case.trace
@@ -138,26 +167,31 @@ def play(contest: Contest, contender: Contender, *, warm: bool, drawn: int | Non
 
 
 def serve(
-    contest: Contest, engine: Engine, controller: GroupController, *, native: bool, before: tuple[TraceRequest, ...]
+    arrivals: Arrivals,
+    engine: Engine,
+    controller: GroupController,
+    *,
+    native: bool,
+    before: Sequence[TraceRequest] = (),
 ) -> Play:
-    """Let a controller drive an engine over a cell, after traffic that does not count where there is any."""
-    slo, start = contest.slo, WARM_SECONDS if before else 0.0
-    scored = contest.trace
+    """Let a controller drive an engine, after traffic that does not count where there is any."""
+    slo, start = arrivals.slo, WARM_SECONDS if before else 0.0
+    scored = arrivals.trace
     if before:
         scored = tuple(replace(request, arrival_seconds=start + request.arrival_seconds) for request in scored)
     gpu = engine.model.gpu
-    machine = Machine(engine.model, engine.limits, dies=engine.dies, seed=contest.options.seed)
+    machine = Machine(engine.model, engine.limits, dies=engine.dies, seed=arrivals.seed)
     targets = Targets(slo.ttft_seconds, slo.tpot_seconds, attainment=ATTAINMENT)
     run = run_engine(
         machine,
         (*before, *scored),
         controller,
         model=engine.model,
-        end_seconds=start + contest.end_seconds,
+        end_seconds=start + arrivals.end_seconds,
         limits=control_limits(engine.model, int(gpu.cap_default_watts), targets),
         native=native,
         score_seconds=start,
-        marks=start + contest.blocks,
+        marks=start + arrivals.blocks,
         stopwatch=time.process_time,
     )
     finished = ~np.isnan(run.outcomes.finished_seconds[len(before) :])
@@ -203,10 +237,12 @@ def cell_seed(contest: Contest) -> int:
     return int(_uniform(f"{contest.options.seed}/{sorted(contest.cell.key.items())}") * 2**31)
 
 
-def _prior_factors(contender: Contender, seed: int) -> dict[str, float] | None:
+def prior_factors(contender: Contender, seed: int) -> dict[str, float] | None:
+    """What each number of its prior is wrong by; None: it has none, or is right."""
     if not contender.wrong_prior:
         return None
-    names: tuple[str, ...] = import_module(contender.module).PRIOR_NAMES
+    # By name, so that the rows of other controllers do not depend on it.
+    names: tuple[str, ...] = import_module("flyball_agent.controllers.flyball.cards").PRIOR_NAMES
     return wrong_by(names, seed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final
 
 TUNED_FILE: Final = "tuned.json"
@@ -16,3 +17,10 @@ def tuned_parameters(contender: str) -> Mapping[str, Any]:
     entry: Mapping[str, Any] = json.loads(text).get(contender, {})
     parameters: Mapping[str, Any] = entry.get("parameters", {})
     return parameters
+
+
+def write_tuned(path: Path, contender: str, entry: Mapping[str, Any]) -> None:
+    """Put what tuning found of one controller into a file, beside what it says of others."""
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    known[contender] = dict(entry)
+    path.write_text(json.dumps(dict(sorted(known.items())), indent=2) + "\n")
