@@ -1,0 +1,1 @@
+"""Flyball's own controller: docs/controllers/flyball.md."""

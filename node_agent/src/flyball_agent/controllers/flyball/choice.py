@@ -1,0 +1,152 @@
+"""Which clock to hold: the one of least predicted power among those that hold the objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from flyball_agent.controllers.base import Targets
+from flyball_agent.controllers.flyball.feasibility import (
+    ACTUATION_SECONDS,
+    LONG_PROMPT,
+    Forecast,
+    binding,
+    forecast,
+    watts_of,
+)
+from flyball_agent.controllers.flyball.latency import LatencyModel
+from flyball_agent.controllers.flyball.load import Load
+from flyball_agent.controllers.flyball.power import PowerModel
+
+_VALLEY_STEPS: Final = 24
+"""The grid above the lowest feasible clock is looked through in at most so many steps."""
+_UPHILL: Final = 3
+"""Steps up without a gain end the search."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A clock and why.
+
+    Attributes:
+        index: of the clock in the grid; None: no clock holds the objectives.
+        lowest: index of the lowest clock that holds them.
+        binds: what the next lower one breaks; empty where it is the lowest of all.
+        forecast: of the chosen clock, the highest where none holds.
+        watts: of the group at it.
+    """
+
+    index: int | None
+    lowest: int
+    binds: str
+    forecast: Forecast
+    watts: float
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a choice is made from.
+
+    Attributes:
+        latency: model of step times.
+        power: model of watts.
+        clocks: the grid in MHz, ascending.
+        top_mhz: the clock the models' times are for.
+        targets: the objectives.
+        margin: share of an objective that a prediction may use up.
+    """
+
+    latency: LatencyModel
+    power: PowerModel
+    clocks: Sequence[int]
+    top_mhz: int
+    targets: Targets
+    margin: float
+
+    def at(self, load: Load, index: int) -> Forecast:
+        """What the clock with this index would do."""
+        return forecast(self.latency, load, self.clocks[index] / self.top_mhz)
+
+    def breaks(self, load: Load, index: int, slack: float = 1.0) -> str:
+        """Which objective it would break."""
+        return binding(self.at(load, index), load, self.targets, margin=self.margin, slack=slack)
+
+    def watts(self, seen: Forecast) -> float:
+        """Of the group at a forecast."""
+        return watts_of(self.power, self.latency, seen)
+
+
+def choose(view: View, load: Load, *, known: int, slack: float) -> Choice:
+    """The clock of least predicted power among those that hold the objectives.
+
+    Args:
+        view: models, grid and objectives.
+        load: what asks for work.
+        known: the lowest index at which the engine was seen to work; below it predictions are stretched.
+        slack: how far they are.
+    """
+    top = len(view.clocks) - 1
+
+    def broken(index: int) -> str:
+        return view.breaks(load, index, slack if index < known else 1.0)
+
+    why = broken(top)
+    if why:
+        seen = view.at(load, top)
+        return Choice(None, top, why, seen, view.watts(seen))
+    low, high, binds = -1, top, ""
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = broken(middle)
+        if found:
+            low, binds = middle, found
+        else:
+            high = middle
+    best, seen = high, view.at(load, high)
+    least = view.watts(seen)
+    stride = max(1, (top - high) // _VALLEY_STEPS)
+    uphill = 0
+    for index in range(high + stride, top + 1, stride):
+        other = view.at(load, index)
+        watts = view.watts(other)
+        if watts < least:
+            best, seen, least, uphill = index, other, watts, 0
+        else:
+            uphill += 1
+            if uphill >= _UPHILL:
+                break
+    return Choice(best, high, binds, seen, least)
+
+
+def parking(view: View, load: Load, *, wake: int, look_seconds: float, slack: float) -> int:
+    """The lowest clock at which an idle engine may wait for its next request.
+
+    What comes right after a look is served at this clock until the next look and the change of clock that follows;
+    a long prompt, with what a rush brings in that time, must still give its first token within the objective, and
+    decode steps must keep theirs.
+
+    Args:
+        view: models, grid and objectives.
+        load: of the time before.
+        wake: index of the clock that the next look would choose.
+        look_seconds: between two looks.
+        slack: how far predictions are stretched.
+    """
+    late = look_seconds + ACTUATION_SECONDS
+    tokens = LONG_PROMPT * load.prompt_tokens + load.rush_rate * late
+    fast = view.latency.prompt_seconds(view.clocks[wake] / view.top_mhz)
+    for index in range(0, wake, max(1, wake // _VALLEY_STEPS)):
+        share = view.clocks[index] / view.top_mhz
+        slow = view.latency.prompt_seconds(share)
+        first = tokens * slow
+        if first > late:
+            first = late + (tokens - late / slow) * fast
+        step = view.latency.base(share)
+        tpot, ttft = view.targets.tpot_seconds, view.targets.ttft_seconds
+        if tpot is not None and step * slack > min(1.0, view.margin) * tpot:
+            continue
+        if ttft is not None and (first + step) * slack > min(1.0, view.margin) * ttft:
+            continue
+        return index
+    return wake

@@ -1,0 +1,103 @@
+"""Which clocks hold the objectives, and what each would cost: predictions for one share of the highest clock."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from flyball_agent.controllers.base import Targets
+from flyball_agent.controllers.flyball.latency import LatencyModel
+from flyball_agent.controllers.flyball.load import Load
+from flyball_agent.controllers.flyball.power import PowerModel
+
+MOST_PREFILL: Final = 0.8
+ACTUATION_SECONDS: Final = 0.1
+"""99th percentile from asking for a clock to having it."""
+TPOT_TAIL: Final = 1.5
+"""Standard deviations of a request's time per token beyond its mean: the margin corrects it."""
+LONG_PROMPT: Final = 3.0
+"""A long prompt over the mean one: the margin corrects it."""
+_LEAST_LEFT: Final = 0.02
+_FAR_SECONDS: Final = 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What one clock would do.
+
+    Attributes:
+        share: of the highest clock.
+        prefill: share of time that goes to prompts.
+        ttft_seconds: of a request with a long prompt.
+        tpot_seconds: of a request that meets more prompts than most.
+        drain_seconds: until the queue is empty.
+        busy: share of time with a step under way.
+    """
+
+    share: float
+    prefill: float
+    ttft_seconds: float
+    tpot_seconds: float
+    drain_seconds: float
+    busy: float
+
+
+def forecast(model: LatencyModel, load: Load, share: float) -> Forecast:
+    """Predict latencies at the share of the highest clock."""
+    prompt = model.prompt_seconds(share)
+    prefill = prompt * load.prompt_rate
+    left = max(1.0 - prefill, _LEAST_LEFT)
+    now = model.decode_seconds(load.batch, load.cache, share) / left
+    base, slope = model.base(share), model.slope(share, load.cache_per_sequence)
+    room = 1.0 - prefill - load.output_rate * slope
+    steady = base / room if room > _LEAST_LEFT else _FAR_SECONDS
+    mean = max(now, steady)
+    one = prompt * load.prompt_tokens
+    # Prompts that come while a request is answered: a compound Poisson sum, its mean in `mean` already.
+    spread = math.sqrt(2.0 * prefill * one * mean / max(load.answer_tokens, 1.0)) / left
+    batch = load.output_rate * min(steady, 1.0)
+    return Forecast(
+        share=share,
+        prefill=prefill,
+        ttft_seconds=model.base(share) + LONG_PROMPT * one / left,
+        tpot_seconds=mean + TPOT_TAIL * spread,
+        drain_seconds=load.queued_tokens * prompt / max(left, 0.2) if load.waiting > 0.0 else 0.0,
+        busy=1.0 - math.exp(-batch - load.arrival_rate * one / left),
+    )
+
+
+def binding(seen: Forecast, load: Load, targets: Targets, *, margin: float, slack: float = 1.0) -> str:
+    """Which objective a forecast breaks; empty: none.
+
+    Args:
+        seen: what would be.
+        load: for which.
+        targets: the objectives.
+        margin: the share of an objective that a prediction may use up.
+        slack: by how much every predicted latency is taken higher.
+    """
+    if seen.prefill * slack > MOST_PREFILL:
+        return "prefill share"
+    tpot, ttft = targets.tpot_seconds, targets.ttft_seconds
+    if tpot is not None and seen.tpot_seconds * slack > margin * tpot:
+        return "time per output token"
+    if ttft is not None:
+        if seen.ttft_seconds * slack > margin * ttft:
+            return "time to first token"
+        left = ttft - load.queued_seconds - ACTUATION_SECONDS
+        if load.waiting > 0.0 and seen.drain_seconds * slack > left:
+            return "queue"
+    if targets.e2e_seconds is not None:
+        whole = seen.ttft_seconds + 2.0 * load.answer_tokens * seen.tpot_seconds
+        if whole * slack > margin * targets.e2e_seconds:
+            return "time to last token"
+    return ""
+
+
+def watts_of(power: PowerModel, model: LatencyModel, seen: Forecast) -> float:
+    """Mean watts of the group at a forecast."""
+    busy = max(seen.busy, min(1.0, seen.prefill))
+    return power.watts(
+        busy=busy, prefill=min(seen.prefill, busy), bandwidth=model.bandwidth(seen.share), share=seen.share
+    )

@@ -1,0 +1,113 @@
+"""How much of an objective a prediction may use up: adaptive conformal control of misses that were counted.
+
+After each request `log m` rises by `gain * allowed` and falls by `gain` if it missed (Gibbs and Candes 2021, on the
+logarithm). Whatever the predictions are worth, over n requests between the bounds the share of misses is within
+`(log high - log low) / (gain n)` of `allowed`, as long as a lower m means fewer misses.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from flyball_agent.controllers.base import Targets
+from flyball_agent.controllers.signals import Increase, Look
+
+LOWEST: Final = 0.15
+HIGHEST: Final = 1.3
+FIRST: Final = 0.8
+_MEMORY: Final = 0.995
+"""Per request, of the tail's shape."""
+
+
+class TailCounter:
+    """Counts observations above a threshold that may be on no bucket's edge.
+
+    Latencies thin out beyond their mean, so within a bucket the share of those above falls as a power (a straight
+    line would count most of a bucket's observations as misses); its two ends are the tail's, over some 200 requests.
+    """
+
+    def __init__(self) -> None:
+        self._all = self._above_low = self._above_high = 0.0
+
+    def count(self, grown: Increase, threshold_seconds: float) -> float:
+        """How many of the new observations are above the threshold."""
+        fresh = grown.count
+        if fresh <= 0.0:
+            return 0.0
+        low, below_low, below_high = 0.0, 0.0, fresh
+        for bound, count in zip(grown.bounds, grown.counts, strict=True):
+            if bound == threshold_seconds:
+                return fresh - count
+            if bound > threshold_seconds:
+                below_high = count
+                break
+            low, below_low = bound, count
+        high = bound
+        keep = math.pow(_MEMORY, fresh)
+        self._all = self._all * keep + fresh
+        self._above_low = self._above_low * keep + fresh - below_low
+        self._above_high = self._above_high * keep + fresh - below_high
+        beyond = fresh - below_high
+        if math.isinf(high) or below_high <= below_low:
+            return beyond
+        place = (threshold_seconds - low) / (high - low)
+        # Half an observation beyond the bucket, where none was seen.
+        first = max(self._above_low, 0.5)
+        last = min(max(self._above_high, 0.5), first)
+        above = first * math.pow(last / first, place)
+        share = max(0.0, above - last) / max(first - last, 0.5)
+        return beyond + min(1.0, share) * (below_high - below_low)
+
+
+class Margin:
+    """The margin m.
+
+    Args:
+        gain: of a miss.
+        allowed: share of requests that may miss.
+    """
+
+    def __init__(self, gain: float, allowed: float) -> None:
+        self._gain, self.allowed = gain, allowed
+        self.log = math.log(FIRST)
+        self.missed = 0.0
+        self.judged = 0.0
+        self._tails = {name: TailCounter() for name in ("time_per_output_token", "time_to_first_token", "end_to_end")}
+
+    @property
+    def value(self) -> float:
+        """M."""
+        return math.exp(self.log)
+
+    def see(self, look: Look, targets: Targets, *, open_share: float) -> None:
+        """Count the requests of a look.
+
+        Args:
+            look: what happened.
+            targets: the objectives.
+            open_share: of the time in which these requests ran, with all clocks open: then no margin could have
+                saved them.
+        """
+        missed = 0.0
+        done = 0.0
+        for name, threshold in (
+            ("time_per_output_token", targets.tpot_seconds),
+            ("time_to_first_token", targets.ttft_seconds),
+            ("end_to_end", targets.e2e_seconds),
+        ):
+            if threshold is None:
+                continue
+            grown = look.increase(name)
+            done = max(done, grown.count)
+            missed += self._tails[name].count(grown, threshold)
+        if done > 0.0:
+            missed = min(missed, done)
+            self.judged += done
+            self.missed += missed
+            self.count(done, missed * (1.0 - open_share))
+
+    def count(self, requests: float, missed: float) -> None:
+        """Move m by requests, so many of which missed."""
+        self.log += self._gain * (self.allowed * requests - missed)
+        self.log = min(max(self.log, math.log(LOWEST)), math.log(HIGHEST))
