@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "engine": ("flyball_sim.engine.cli", "serve a vLLM-compatible engine on simulated GPUs"),
     "load": ("flyball_sim.load.cli", "replay a request trace against engines over HTTP"),
     "demo": ("flyball_sim.demo.cli", "the whole of Flyball on this machine, end to end"),
+    "samples": ("flyball_sim.demo.samples", "the docs' sample policies at once, and what becomes of each"),
     "bench": ("flyball_sim.bench.cli", "measure latency, CPU, memory and writes of every process"),
 }
 

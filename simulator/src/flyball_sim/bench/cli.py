@@ -97,7 +97,7 @@ def _cluster(args: argparse.Namespace, console: Console) -> list[Row]:
 
 
 def _measure(args: argparse.Namespace, console: Console) -> list[Row]:
-    scenario = Scenario(engines=NODES * GPUS_PER_NODE, budget_watts=12_000, cut_watts=9_000)
+    scenario = Scenario(engines=NODES * GPUS_PER_NODE, sm_mhz=1305, budget_watts=12_000, cut_watts=9_000)
     with ExitStack() as resources:
         directory = Path(resources.enter_context(TemporaryDirectory(prefix="flyball-bench-")))
         cluster = resources.enter_context(LocalCluster(directory / "cluster", audit=True))

@@ -149,6 +149,7 @@ async def _phases(
             await asyncio.to_thread(stage.enforce)
             phases.append(await perform(stage, api, sampler, enforce, console))
             await asyncio.to_thread(stage.kubectl, "get", "energypolicies")
+            await asyncio.to_thread(stage.explain)
             console.rule(f"Budget cut: {cut.budget_watts} W to {cut.cut_watts} W under load")
             phases.append(await perform(stage, api, sampler, cut, console))
             await asyncio.to_thread(stage.kubectl, "get", "energypolicies")
@@ -171,7 +172,7 @@ def _report(
         "Trace": f"{args.trace}, seed {args.seed}, thinned to at most {args.rate:g} requests a second",
         "Machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "Set-up": f"{setup_seconds:.1f} s",
-        "Clocks": "Fixed controller; Observe leaves every clock and cap alone",
+        "Clocks": "Flyball controller, cold: it learns while it serves; Observe leaves every clock and cap alone",
     }
     picture = args.out / "demo.png"
     report.draw(picture, sampler.samples, phases, title)

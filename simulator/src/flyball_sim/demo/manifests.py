@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 ENGINE_NAMESPACE = "serving"
 FLYBALL_NAMESPACE = "flyball-system"
+PROFILES_CONFIG_MAP = "flyball-profiles"
 APP = "chat"
 POLICY = "chat"
 ENGINE_PORT = 8000
@@ -20,7 +22,7 @@ class Scenario:
         engines: Engine pods, one GPU each.
         model: The model each of them serves.
         ttft_milliseconds, itl_milliseconds: The policy's SLO, on bucket edges of vLLM's histograms.
-        sm_mhz: The clock that the Fixed controller holds.
+        sm_mhz: The clock that the Fixed controller holds; None: the Flyball controller chooses.
         budget_watts, cut_watts: The policy's budget, and what it is cut to under load.
     """
 
@@ -28,23 +30,29 @@ class Scenario:
     model: str = "llama-3.1-8b"
     ttft_milliseconds: int = 500
     itl_milliseconds: int = 25
-    sm_mhz: int = 1305
+    sm_mhz: int | None = None
     budget_watts: int = 6000
     cut_watts: int = 4800
 
 
-def engine_deployment(scenario: Scenario) -> dict[str, Any]:
-    """A Deployment of engines, spread over the nodes."""
-    labels = {"app": APP}
+def engine_deployment(scenario: Scenario, name: str = APP, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A Deployment of engines, spread over the nodes.
+
+    Args:
+        scenario: How many engines, and of what.
+        name: Of the Deployment, and the label `app` of its pods.
+        labels: More labels of its pods.
+    """
+    selector = {"app": name} | dict(labels or {})
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": APP, "namespace": ENGINE_NAMESPACE},
+        "metadata": {"name": "-".join([name, *(labels or {}).values()]), "namespace": ENGINE_NAMESPACE},
         "spec": {
             "replicas": scenario.engines,
-            "selector": {"matchLabels": labels},
+            "selector": {"matchLabels": selector},
             "template": {
-                "metadata": {"labels": labels},
+                "metadata": {"labels": selector},
                 "spec": {
                     "terminationGracePeriodSeconds": 2,
                     "topologySpreadConstraints": [
@@ -52,7 +60,7 @@ def engine_deployment(scenario: Scenario) -> dict[str, Any]:
                             "maxSkew": 1,
                             "topologyKey": "kubernetes.io/hostname",
                             "whenUnsatisfiable": "DoNotSchedule",
-                            "labelSelector": {"matchLabels": labels},
+                            "labelSelector": {"matchLabels": selector},
                         }
                     ],
                     "containers": [
@@ -86,16 +94,16 @@ def policy(scenario: Scenario) -> dict[str, Any]:
                 "interTokenLatency": {"thresholdMilliseconds": scenario.itl_milliseconds, "percentile": 99},
                 "attainment": {"windowSeconds": 60},
             },
-            "controller": {
-                "type": "Fixed",
-                "fixed": {
-                    "clocks": [
-                        {"role": "unified", "minMegahertz": scenario.sm_mhz, "maxMegahertz": scenario.sm_mhz},
-                    ]
-                },
-            },
+            "controller": _controller(scenario.sm_mhz),
             # Below about 300 W a modelled H100 that decodes falls to its lowest clock.
             "limits": {"capWatts": {"min": 300}},
             "powerBudget": {"watts": scenario.budget_watts},
         },
     }
+
+
+def _controller(sm_mhz: int | None) -> dict[str, Any]:
+    if sm_mhz is None:
+        return {"type": "Flyball"}
+    clocks = [{"role": "unified", "minMegahertz": sm_mhz, "maxMegahertz": sm_mhz}]
+    return {"type": "Fixed", "fixed": {"clocks": clocks}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class Phase:
     """One run of the trace and what it gave.
 
     `percentiles` maps "ttft", "tpot" and "e2e" to (median, p99) in seconds; NaN where there is none. `budgets` are
-    (from when on the demo's clock, watts); empty while only observing.
+    (from when on the demo's clock, watts); empty while only observing. `sm_mhz` is the lowest, the mean and the highest
+    SM clock of the policy's GPUs, `lock_writes` how often one of them was locked.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Phase:
     peak_cap_watts: float
     end_cap_watts: float
     engine_lag_percent: float
+    sm_mhz: tuple[float, float, float] = (math.nan, math.nan, math.nan)
+    lock_writes: int = 0
     served: Sequence[Served] = ()
 
     @property
@@ -83,6 +87,9 @@ def rows(phases: Sequence[Phase]) -> list[tuple[str, list[str]]]:
         ("GPU energy per output token", [f"{phase.joules_per_token:.3f} J" for phase in phases]),
         ("GPU draw, mean", [f"{phase.mean_watts:.0f} W" for phase in phases]),
         ("GPU draw, peak", [f"{phase.peak_draw_watts:.0f} W" for phase in phases]),
+        ("SM clock, mean", [f"{phase.sm_mhz[1]:.0f} MHz" for phase in phases]),
+        ("SM clock, lowest to highest", [f"{phase.sm_mhz[0]:.0f} to {phase.sm_mhz[2]:.0f} MHz" for phase in phases]),
+        ("clock locks written", [f"{phase.lock_writes}" for phase in phases]),
         ("budget", [" then ".join(f"{watts} W" for _, watts in phase.budgets) or "not enforced" for phase in phases]),
         ("sum of caps, peak", [f"{phase.peak_cap_watts:.0f} W" for phase in phases]),
         ("sum of caps, at the end", [f"{phase.end_cap_watts:.0f} W" for phase in phases]),

@@ -21,6 +21,7 @@ class Sample:
         cap_watts: Sum of the caps in force.
         sm_mhz: Lowest, mean and highest SM clock.
         energy_joules: Sum of the energy counters.
+        lock_writes: Clock locks written to them so far.
     """
 
     seconds: float
@@ -28,6 +29,7 @@ class Sample:
     cap_watts: float
     sm_mhz: tuple[float, float, float]
     energy_joules: float
+    lock_writes: int = 0
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Sampler:
             cap_watts=sum(slot.enforced_cap_watts for slot in slots),
             sm_mhz=(min(clocks), sum(clocks) / len(clocks), max(clocks)),
             energy_joules=sum(slot.energy_joules for slot in slots),
+            lock_writes=sum(slot.lock_set_calls for slot in slots),
         )
         self.samples.append(sample)
         return sample

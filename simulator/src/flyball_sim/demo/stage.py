@@ -19,7 +19,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flyball_api.kube import KubeApi
 from flyball_sim.controlplane.cluster import LocalCluster
 from flyball_sim.demo import engines, manifests
-from flyball_sim.demo.manifests import ENGINE_NAMESPACE, ENGINE_PORT, FLYBALL_NAMESPACE, POLICY, Scenario
+from flyball_sim.demo.manifests import (
+    APP,
+    ENGINE_NAMESPACE,
+    ENGINE_PORT,
+    FLYBALL_NAMESPACE,
+    POLICY,
+    PROFILES_CONFIG_MAP,
+    Scenario,
+)
 from flyball_sim.demo.report import Phase, Served
 from flyball_sim.demo.sampling import Sampler
 from flyball_sim.gpu.statefile import GpuStateFile
@@ -132,33 +140,53 @@ class Stage:
                 time.sleep(0.25)
         return time.monotonic() - began
 
-    def condition(self, kind: str) -> str:
-        """The status of one of the policy's conditions, or an empty text."""
+    def condition(self, kind: str, policy: str = POLICY) -> str:
+        """The status of one of a policy's conditions, or an empty text."""
         path = f'jsonpath={{.status.conditions[?(@.type=="{kind}")].status}}'
-        return self._cluster.kubectl("get", "epol", POLICY, "-o", path).stdout.strip()
+        return self._cluster.kubectl("get", "epol", policy, "-o", path).stdout.strip()
+
+    def enforced(self, policy: str) -> bool:
+        """Whether every GPU of a policy is enforced and read back."""
+        return self.condition("Enforced", policy) == "True"
 
     def install(self) -> None:
         """Install the chart, start the engines, and apply the policy in mode Observe."""
-        self.say("Flyball: the actuator is uid 0 with SYS_ADMIN, so its namespace must admit privileged pods")
-        self.kubectl("create", "namespace", FLYBALL_NAMESPACE)
-        self.kubectl("label", "namespace", FLYBALL_NAMESPACE, "pod-security.kubernetes.io/enforce=privileged")
-        own = [] if os.geteuid() == 0 else ["--set", f"agent.uid={os.geteuid()}"]
-        if own:
-            self.say("without root every pod runs as you, so the actuator is told to serve your uid")
-        self.helm("install", "flyball", str(self._chart), "-n", FLYBALL_NAMESPACE, *own, "--wait", "--timeout=120s")
+        self.install_flyball()
         self.say(f"{self._scenario.engines} engine pods of one GPU each, which answer as vLLM does")
         self.kubectl("create", "namespace", ENGINE_NAMESPACE)
         self.apply("engines.yaml", manifests.engine_deployment(self._scenario))
-        with self._console.status("waiting for the engines to be ready"):
-            # Not the condition Available, which holds already with three quarters of the engines.
-            ready = f"--for=jsonpath={{.status.readyReplicas}}={self._scenario.engines}"
-            self.kubectl("wait", ready, "deployment/chat", "-n", ENGINE_NAMESPACE, "--timeout=120s")
+        self.await_engines(APP, self._scenario.engines)
         self.kubectl("get", "pods", "-A")
         self.kubectl("get", "nodeenergyplans")
         self.say("a policy that only observes: it changes nothing")
         self.apply("policy.yaml", manifests.policy(self._scenario), show=True)
         self.wait("the policy to be observed", lambda: self.condition("Ready") == "True")
         self.kubectl("get", "energypolicies")
+
+    def install_flyball(self, profiles: Path | None = None) -> None:
+        """Install the chart.
+
+        Args:
+            profiles: directory whose files become the ConfigMap that agents read profiles from; None: there is none.
+        """
+        self.say("Flyball: the actuator is uid 0 with SYS_ADMIN, so its namespace must admit privileged pods")
+        self.kubectl("create", "namespace", FLYBALL_NAMESPACE)
+        self.kubectl("label", "namespace", FLYBALL_NAMESPACE, "pod-security.kubernetes.io/enforce=privileged")
+        if profiles is not None:
+            # Before the agents: a kubelet brings a ConfigMap that is made later within a minute.
+            source = f"--from-file={profiles}"
+            self.kubectl("create", "configmap", PROFILES_CONFIG_MAP, "-n", FLYBALL_NAMESPACE, source)
+        own = [] if os.geteuid() == 0 else ["--set", f"agent.uid={os.geteuid()}"]
+        if own:
+            self.say("without root every pod runs as you, so the actuator is told to serve your uid")
+        self.helm("install", "flyball", str(self._chart), "-n", FLYBALL_NAMESPACE, *own, "--wait", "--timeout=120s")
+
+    def await_engines(self, deployment: str, engines: int) -> None:
+        """Wait until a Deployment of engines is ready."""
+        with self._console.status("waiting for the engines to be ready"):
+            # Not the condition Available, which holds already with three quarters of the engines.
+            ready = f"--for=jsonpath={{.status.readyReplicas}}={engines}"
+            self.kubectl("wait", ready, f"deployment/{deployment}", "-n", ENGINE_NAMESPACE, "--timeout=120s")
 
     @property
     def slo(self) -> Slo:
@@ -178,19 +206,25 @@ class Stage:
         self.kubectl("get", "energypolicies")
         return seconds
 
+    def explain(self) -> None:
+        """Show why each card is set as it is, in its controller's words."""
+        self.say("why each GPU is set as it is, in its controller's words (empty: a GPU of nobody)")
+        path = '{range .items[*].status.gpus[*]}{.uuid}{"  "}{.because}{"\\n"}{end}'
+        self.kubectl("get", "nep", "-o", f"jsonpath={path}")
+
     def cut(self, watts: int) -> None:
         """Cut the budget under load."""
         patch = json.dumps({"spec": {"powerBudget": {"watts": watts}}})
         self.kubectl("patch", "epol", POLICY, "--type=merge", "-p", patch)
 
     def restore(self) -> None:
-        """Delete the policy and prove from the cards' own state that everything is back."""
+        """Delete every policy and prove from the cards' own state that everything is back."""
         held = touched(self._files)
         self._console.print(f"\n{len(held)} simulated cards hold a lock or a cap of ours before the policy goes")
-        self.kubectl("delete", "energypolicy", POLICY, f"--timeout={RELEASE_SECONDS}s")
+        self.kubectl("delete", "energypolicies", "--all", f"--timeout={RELEASE_SECONDS}s")
         left = touched(self._files)
         if left:
-            raise DemoError(f"the policy is gone and cards still hold a lock or a cap: {', '.join(left)}")
+            raise DemoError(f"no policy is left and cards still hold a lock or a cap: {', '.join(left)}")
         self._console.print("the cards' own state: every clock unlocked, every cap at its default")
 
     def uninstall(self) -> None:
@@ -260,6 +294,12 @@ async def perform(stage: Stage, api: KubeApi, sampler: Sampler, run: Run, consol
         peak_cap_watts=max(sample.cap_watts for sample in during),
         end_cap_watts=last.cap_watts,
         engine_lag_percent=after.lag_percent_since(before),
+        sm_mhz=(
+            min(sample.sm_mhz[0] for sample in during),
+            sum(sample.sm_mhz[1] for sample in during) / len(during),
+            max(sample.sm_mhz[2] for sample in during),
+        ),
+        lock_writes=last.lock_writes - first.lock_writes,
         served=[
             Served(first.seconds + request.arrival_seconds, request.ttft_seconds, request.itl_mean_seconds)
             for request in result.requests
