@@ -55,8 +55,8 @@ class ActuatorClient:
         self.boot_id = ""
 
     @classmethod
-    async def connect(cls, socket: Path, session: str, on_lost: Callable[[], None]) -> ActuatorClient:
-        """Connect and say hello.
+    async def connect(cls, socket: Path, session: str | None, on_lost: Callable[[], None]) -> ActuatorClient:
+        """Connect and say hello; without a session, connect beside whoever controls and leave that alone.
 
         Raises:
             ActuatorLostError: nobody listens, or it does not answer.
@@ -68,7 +68,7 @@ class ActuatorClient:
             raise ActuatorLostError(f"{socket}: {error.strerror or error}") from error
         client = cls(reader, writer, on_lost)
         try:
-            welcome = await client.ask("hello", session=session)
+            welcome = await (client.ask("status") if session is None else client.ask("hello", session=session))
         except BaseException:
             await client.close()
             raise

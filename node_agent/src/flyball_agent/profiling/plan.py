@@ -141,6 +141,7 @@ def make_plan(
     clocks: Sequence[int] = (),
     batches: Sequence[int] = BATCHES,
     caps: Sequence[int] = (),
+    load_batches: Sequence[int] = LOAD_BATCHES,
     seed: int = 0,
 ) -> SweepPlan:
     """The plan for an engine.
@@ -150,6 +151,7 @@ def make_plan(
         clocks: SM clocks to measure at; none: `CLOCKS` of the cards', evenly spread.
         batches: decode batches; those beyond the engine's are left out.
         caps: caps to measure at; none: `CAPS` up to the cards' highest.
+        load_batches: batches of the load; those beyond the engine's are left out.
         seed: of the lengths of the load.
 
     Raises:
@@ -181,7 +183,7 @@ def make_plan(
     lengths = draw_lengths(256, ground.max_model_len, seed)
     load = [
         LoadTask(cap, batch, lengths)
-        for batch in spread([batch for batch in LOAD_BATCHES if batch <= ground.max_batch_limit])
+        for batch in spread([batch for batch in load_batches if batch <= ground.max_batch_limit])
         for cap in spread(capped)
     ]
     mixed = chain.from_iterable(zip_longest(decode, prefill, load))
