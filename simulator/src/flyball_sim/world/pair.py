@@ -56,6 +56,8 @@ class PairRun:
         energy_joules: true energy of all cards, from `score_seconds` to the end.
         marks_joules: of that, up to each mark.
         prefill_joules: of that, what the prefill engines' cards drew.
+        serving_joules: of each engine's cards from its first request until it is empty for the last time: idle ends are
+            left out, as VoltanaLLM's benchmark counts.
         decisions: how often controllers were asked.
         changes: how often a setpoint changed.
         controller_seconds: their CPU time, observations not included; no part of the result.
@@ -68,6 +70,7 @@ class PairRun:
     energy_joules: float
     marks_joules: NDArray[np.float64]
     prefill_joules: float
+    serving_joules: float
     decisions: int
     changes: int
     controller_seconds: float
@@ -90,6 +93,8 @@ class _Unit:
         self.in_flight = 0
         self.due = _NEVER
         self.asked_due = _NEVER
+        self.first_joules: float | None = None
+        self.last_joules = 0.0
 
     @property
     def model(self) -> StepModel:
@@ -124,6 +129,19 @@ class _Unit:
     def page(self) -> EngineSample:
         """See `EngineView`."""
         return self.machine.page()
+
+    @property
+    def serving_joules(self) -> float:
+        """From its first request until it was empty for the last time."""
+        return 0.0 if self.first_joules is None else self.last_joules - self.first_joules
+
+    def weigh(self) -> None:
+        """Requests have come or gone."""
+        machine = self.machine
+        if self.first_joules is None:
+            self.first_joules = self.last_joules = machine.energy_joules
+        elif not machine.running and not machine.waiting:
+            self.last_joules = machine.energy_joules
 
     def count(self, more: int) -> None:
         """It has so many requests more."""
@@ -222,6 +240,8 @@ class _Pool:
 
     def _submit(self, unit: _Unit, number: int, request: EngineRequest) -> bool:
         self._advance(unit)
+        if unit.first_joules is None:
+            unit.weigh()
         self.book.send(number, unit.index)
         try:
             unit.machine.submit(request, self.queue.now)
@@ -268,7 +288,10 @@ class _Pool:
                 number = int(timing.request_id)
                 self.book.finish(number, timing.first_token_seconds, timing.finished_seconds)
                 self._free_decoder(number)
-        if finished and unit.asking.wants_completions:
+        if not finished:
+            return
+        unit.weigh()
+        if unit.asking.wants_completions:
             unit.asking.finished(self.queue.now)
             self._await_look(unit)
 
@@ -380,6 +403,9 @@ def run_pair(
         pool.queue.run(_NEVER, pool.go_on)
     else:
         pool.queue.run(end_seconds, lambda: True)
+    for unit in units:
+        if unit.in_flight:
+            unit.last_joules = unit.machine.energy_joules
     last, first = np.array(pool.joules()), np.array(pool.noted[0])
     return PairRun(
         end_seconds=pool.queue.now,
@@ -387,6 +413,7 @@ def run_pair(
         energy_joules=float(np.sum(last - first)),
         marks_joules=np.array([float(np.sum(np.array(noted) - first)) for noted in pool.noted[1:]]),
         prefill_joules=float(np.sum((last - first)[: len(prefill)])),
+        serving_joules=sum(unit.serving_joules for unit in units),
         decisions=sum(unit.asking.decisions for unit in units),
         changes=sum(unit.asking.changes for unit in units),
         controller_seconds=sum(unit.asking.seconds for unit in units),
