@@ -18,6 +18,8 @@ LAST_SCRAPE_SECONDS: Final = 10.0
 """The slowest that a controller may have its engine scraped."""
 _EARLY_SHARE: Final = 0.1
 _LATE_SHARE: Final = 0.25
+COMPLAINT_SECONDS: Final = 10.0
+"""A complaint of a controller stands at least this long: each that comes or goes is a write to the API server."""
 _ORDER: Final[tuple[Event, ...]] = ("arrival", "completion", "iteration")
 
 
@@ -37,6 +39,8 @@ class Asked:
         next_look: monotonic seconds at which to look whether it is to be asked.
         pages: of its engine when it was asked.
         sample: the page when it was asked.
+        complaint: what kept it from controlling well, not longer ago than a complaint stands.
+        complained_at: monotonic seconds at which it last said so.
     """
 
     controller: GroupController
@@ -50,6 +54,8 @@ class Asked:
     next_look: float = 0.0
     pages: int = 0
     sample: EngineSample | None = None
+    complaint: tuple[str, ...] = ()
+    complained_at: float = 0.0
 
     def due(self, limits: ControlLimits, state: EngineState | None, now: float) -> tuple[bool, Event | None]:
         """Whether to ask it now, and what woke it."""
@@ -76,6 +82,10 @@ class Asked:
         self.turn += 1
         self.wake = self.next_look = now + wait
         self.patient = wait >= self.period_seconds / 2
+        if decision.degraded:
+            self.complaint, self.complained_at = decision.degraded, now
+        elif now - self.complained_at >= COMPLAINT_SECONDS:
+            self.complaint = ()
         if state is not None:
             self.pages, self.sample = state.pages, state.sample
 

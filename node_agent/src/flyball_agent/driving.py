@@ -145,8 +145,8 @@ class GroupDriver:
             return self._same(group, Outcome(UNLOCKED, UNLOCKED, faults))
         faults = metric_faults(group, asked.controller.requires, state, now)
         would = decision.setpoint if decision.would is None else decision.would
-        if decision.degraded:
-            faults["Degraded"] = "; ".join(decision.degraded)
+        if asked.complaint:
+            faults["Degraded"] = "; ".join(asked.complaint)
         if "MetricsStale" in faults or "MetricMissing" in faults:
             # The safe state for the SLO is full clocks; the cap is the operator's grant and stays.
             return self._same(group, Outcome(UNLOCKED, UNLOCKED, faults, asked.turn, "fail-safe: metrics"))
@@ -240,7 +240,7 @@ class GroupDriver:
     def degraded(self, group: Group) -> tuple[str, ...]:
         """What keeps a group's controller from controlling well."""
         asked = self._asked.get(group.key)
-        return () if asked is None or asked.decision is None else asked.decision.degraded
+        return () if asked is None else asked.complaint
 
     def take_notes(self) -> list[str]:
         """Sentences for the log since this was last called."""

@@ -111,6 +111,7 @@ def _gpu_status(control: NodeControl, gpu: Gpu, meter: DrawMeter, now: float) ->
         draw_watts=meter.watts(gpu, now),
         sm_megahertz=sample.get("sm_mhz"),
         cap_limited=report.get("cap_limited", False),
+        because="" if gpu.outcome is None else gpu.outcome.because[:256],
         faults=tuple(Fault(code=code, message=message[:512]) for code, message in faults),
     )
 
@@ -185,6 +186,7 @@ def urgent(status: NodeEnergyPlanStatus) -> tuple[Any, ...]:
                 # A controller that moves clocks twice a second is Prometheus' business, not etcd's.
                 "requested": None,
                 "would": None,
+                "because": "",
             }
         )
         for gpu in status.gpus

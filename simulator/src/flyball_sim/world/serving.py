@@ -245,7 +245,7 @@ class Serving:
             entrance.counts = True
         for unit in self._units:
             if unit.alive:
-                self._watch(unit)
+                self.watch(unit)
 
     def _arrive(self) -> None:
         request = self._next
@@ -296,7 +296,7 @@ class Serving:
         entrance = self._entrance_of(unit)
         entrance.router.counted(unit)
         if entrance.counts or unit.role == "prefill":
-            self._watch(unit)
+            self.watch(unit)
 
     def _reject(self, number: int) -> None:
         self._book.reject(number, self._queue.now)
@@ -304,7 +304,7 @@ class Serving:
 
     # -- completions ---------------------------------------------------------------------------------------
 
-    def _watch(self, unit: Unit) -> None:
+    def watch(self, unit: Unit) -> None:
         """Look at the engine again no later than its next request can finish."""
         due = unit.machine.next_event_seconds()
         if due is not None and due < unit.due:
@@ -317,7 +317,7 @@ class Serving:
         unit.due = float("inf")
         unit.machine.advance(self._queue.now)
         self.collect(unit)
-        self._watch(unit)
+        self.watch(unit)
 
     def collect(self, unit: Unit) -> None:
         """The engine was brought up to the present: see what finished."""

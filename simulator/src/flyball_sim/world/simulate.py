@@ -264,6 +264,7 @@ class Simulation:
             raise ScrapeError("HTTP 404")
         scheduler.set_batch_limit(now, command.batch_limit)
         scheduler.set_admission(now, command.admit)
+        self._serving.watch(unit)
         turn = self._limited[unit.name] = self._limited.get(unit.name, 0) + 1
         if command.lease_seconds is not None:
             self._queue.after(command.lease_seconds, self._lift, unit, turn)
@@ -276,6 +277,7 @@ class Simulation:
         if scheduler is not None:
             scheduler.set_batch_limit(self._queue.now, None)
             scheduler.set_admission(self._queue.now, None)
+            self._serving.watch(unit)
 
     def _silence(self, engine: str, until_seconds: float) -> None:
         self._silent[engine] = max(until_seconds, self._silent.get(engine, until_seconds))
