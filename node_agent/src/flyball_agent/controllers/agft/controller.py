@@ -228,7 +228,7 @@ class Agft:
         self._idle_windows = self._idle_windows + 1 if window.running == 0.0 else 0
         if self._idle_windows >= IDLE_WINDOWS:
             lowest = limits.clip(self._clocks[0], self._clocks[0])
-            return self._wait("idle", GroupSetpoint(sm_mhz=lowest), now + IDLE_SECONDS, now, f"{lowest[0]} MHz: idle")
+            return self._wait("idle", GroupSetpoint(sm_mhz=lowest), IDLE_SECONDS, now, f"{lowest[0]} MHz: idle")
         return self._choose(arms, limits, now)
 
     def _choose(self, arms: Arms, limits: ControlLimits, now: float) -> Decision:
@@ -247,14 +247,14 @@ class Agft:
             how = f"highest confidence bound ({self._score(arms.arm(chosen)):+.2f})"
         self._chosen = chosen
         because = f"{chosen} MHz of {len(available)} clocks in round {self._rounds + 1}: {how}"
-        return self._wait("lock", GroupSetpoint(sm_mhz=(chosen, chosen)), now + LOCK_SECONDS, now, because)
+        return self._wait("lock", GroupSetpoint(sm_mhz=(chosen, chosen)), LOCK_SECONDS, now, because)
 
     def _score(self, arm: Arm) -> float:
         return arm.expected(self._context) + self._exploration.alpha(self._rounds) * arm.width(self._context)
 
-    def _wait(self, phase: _Phase, setpoint: GroupSetpoint, until: float, now: float, because: str) -> Decision:
-        self._phase, self._setpoint, self._due_seconds, self._because = phase, setpoint, until, because
-        return self._decision(until - now)
+    def _wait(self, phase: _Phase, setpoint: GroupSetpoint, seconds: float, now: float, because: str) -> Decision:
+        self._phase, self._setpoint, self._due_seconds, self._because = phase, setpoint, now + seconds, because
+        return self._decision(seconds)
 
     def _decision(self, next_wake_seconds: float) -> Decision:
         return Decision(self._setpoint, next_wake_seconds=next_wake_seconds, because=self._because)

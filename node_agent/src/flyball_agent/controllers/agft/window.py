@@ -156,8 +156,9 @@ class Polls:
         )
         seconds = now_seconds - self.began_seconds
         joules = self._watts / self._count * seconds
-        if self._first_joules is not None and self._last_joules is not None:
-            joules = self._last_joules - self._first_joules
+        counted = (self._last_joules or 0.0) - (self._first_joules or 0.0)
+        if self._first_joules is not None and counted > 0.0:  # a counter that stands still counts nothing
+            joules = counted
         return Window(raw, _mean(first, last, "inter_token_latency"), _mean(first, last, "time_to_first_token"), joules)
 
     def _add_joules(self, observation: Observation) -> None:
