@@ -19,7 +19,7 @@ X = (1.0, 0.5, -2.0, 0.0, 3.0, -0.25, 1.0)
 
 
 def page(
-    waiting=0.0, running=4.0, kv=0.25, tokens=(0.0, 0.0), steps=(0.0, 0.0), itl=(0.0, 0.0), ttft=(0.0, 0.0), hits=0.0
+    waiting=0.0, running=4.0, kv=0.25, *, tokens=(0.0, 0.0), steps=(0.0, 0.0), itl=(0.0, 0.0), ttft=(0.0, 0.0), hits=0.0
 ):
     return EngineSample(
         {
@@ -86,7 +86,10 @@ def test_the_context_is_the_papers_seven_numbers_in_its_order_and_units():
     polls = Polls(10.0, use_counter=False)
     assert polls.add(look(page(waiting=1.0, running=2.0, kv=0.1, tokens=(100.0, 50.0)), watts=100.0))
     assert polls.add(
-        look(page(0.0, 4.0, 0.2, (400.0, 90.0), (20.0, 340.0), (40.0, 0.8), (2.0, 0.5), hits=75.0), watts=300.0)
+        look(
+            page(0.0, 4.0, 0.2, tokens=(400.0, 90.0), steps=(20.0, 340.0), itl=(40.0, 0.8), ttft=(2.0, 0.5), hits=75.0),
+            watts=300.0,
+        )
     )
     window = polls.close(10.8)
     has_queue, prefill, decode, packing, running, kv, hits = window.raw
