@@ -1,7 +1,9 @@
 """What the node's two processes cost and how fast they recover; `pytest -s` prints the numbers."""
 
+import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -99,9 +101,33 @@ def test_both_processes_keep_pace_in_their_memory_with_eight_engines(full_node, 
     rate = (sum(engine.requests for engine in full_node.engines) - pages) / elapsed
     print(f"{rate:.1f} pages/s of {len(full_node.engines[0].page())} bytes")
     assert rate > 15
-    assert cost["agent"][0] <= 80
+    assert cost["agent"][0] <= 90
     assert cost["actuator"][0] <= 30
     assert len(full_node.api.statuses) == writes, "an idle node writes nothing"
+
+
+HEAVY = ("numpy", "scipy", "sklearn", "lightgbm", "pandas")
+SLO = {"timeToFirstToken": {"thresholdMilliseconds": 500}, "interTokenLatency": {"thresholdMilliseconds": 50}}
+
+
+def test_eight_engines_under_flyball_fit_the_agents_memory_without_a_numeric_library(full_node, memory_of, eventually):
+    node = full_node
+    spec = node.spec(grant=2, slo=SLO)
+    for policy in spec["policies"]:
+        policy["controller"] = {"type": "Flyball"}
+    node.api.put_plan(spec)
+
+    def decided():
+        gpus = json.loads(node.get("/explain")[1])["gpus"]
+        return all(gpu["controller"] == "Flyball" and gpu["decisions"] >= 20 for gpu in gpus)
+
+    eventually("every controller has decided for a while", decided, 60)
+    megabytes, _ = memory_of(node.agent.pid)
+    mapped = Path(f"/proc/{node.agent.pid}/maps").read_text()
+    print(f"\nagent with eight Flyball controllers: {megabytes:.0f} MB")
+    assert megabytes <= 90
+    assert [library for library in HEAVY if f"/{library}/" in mapped] == []
+    assert all(gpu["because"] for gpu in json.loads(node.get("/explain")[1])["gpus"])
 
 
 def test_grants_are_carried_out_and_told_well_within_a_second_and_a_half(full_node, eventually):

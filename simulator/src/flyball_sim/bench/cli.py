@@ -1,4 +1,4 @@
-"""`flyball-sim bench`: the simulator's speed, a policy's latency, CPU and memory of each process, writes when idle."""
+"""`flyball-sim bench`: the simulator's speed, controllers' decisions, a policy's latency, processes, idle writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.console import Console
 
 from flyball_api.kube import KubeApi, KubeError
 from flyball_api.kube_types import ENERGY_POLICIES
-from flyball_sim.bench import simulator
+from flyball_sim.bench import decisions, simulator
 from flyball_sim.bench.figures import core_percent, count_writes, percentile, process_figures
 from flyball_sim.bench.rows import Row, show, write
 from flyball_sim.controlplane.cluster import ClusterError, LocalCluster
@@ -35,6 +35,7 @@ from flyball_sim.load.traces import TraceError
 from flyball_sim.load.workload import Workload
 from flyball_sim.node.fleet import Fleet, FleetError, NodeSpec
 
+PARTS = ("simulator", "decisions", "cluster")
 NODES = 3
 GPUS_PER_NODE = 8
 CHANGE_DEADLINE_SECONDS = 30.0
@@ -49,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the loaded and of the idle measurement")
     parser.add_argument("--rate", type=float, default=3.0, help="requests a second in the loaded measurement")
     parser.add_argument("--seed", type=int, default=1, help="seed of the load")
-    parser.add_argument("--only", choices=("simulator", "cluster"), help="measure one part; both if not given")
+    parser.add_argument("--only", choices=PARTS, help="measure one part; all if not given")
     parser.add_argument("--data", type=Path, help="directory of the measured data: the simulator replays its trace")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="directory for bench.json")
     parser.add_argument("--chart", type=Path, default=Path("helm/flyball"), help="the chart to install")
@@ -60,8 +61,10 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        rows = [] if args.only == "cluster" else _simulator(args, console)
-        rows += [] if args.only == "simulator" else _cluster(args, console)
+        measures = dict(zip(PARTS, (_simulator, _decisions, _cluster), strict=True))
+        rows = [
+            row for part, measure in measures.items() if args.only in {None, part} for row in measure(args, console)
+        ]
     except TraceError as error:
         console.print(f"flyball-sim bench: --data: {error}", style="red", markup=False)
         return 2
@@ -87,6 +90,12 @@ def _simulator(args: argparse.Namespace, console: Console) -> list[Row]:
         console.print(f"{row.what.strip()}: {row.figure:.2f} {row.unit}")
         rows.append(row)
     show(console, f"the simulator in virtual time, seed {args.seed}", rows)
+    return rows
+
+
+def _decisions(args: argparse.Namespace, console: Console) -> list[Row]:
+    rows = list(decisions.measure(args.seed))
+    show(console, f"CPU time of controllers' decisions per engine, seed {args.seed}", rows)
     return rows
 
 
@@ -192,7 +201,7 @@ def _enforced(policy: dict[str, Any], generation: int) -> bool:
 
 async def _processes(fleet: Fleet, seconds: float, load: str) -> list[Row]:
     """CPU and memory of operator, agents and actuators over some seconds; the worst of each kind."""
-    bounds = {"operator": (1.0, 120.0), "agent": (3.0, 80.0), "actuator": (0.5, 30.0)}
+    bounds = {"operator": (1.0, 120.0), "agent": (3.0, 90.0), "actuator": (0.5, 30.0)}
     found = fleet.containers(lambda pod, name: pod.startswith(FLYBALL_NAMESPACE) and name in bounds)
     pids: Sequence[tuple[str, int]] = [(name, container["pid"]) for _, _, name, container in found]
     before = {pid: process_figures(pid) for _, pid in pids}
