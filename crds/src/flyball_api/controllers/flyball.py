@@ -20,7 +20,7 @@ class FlyballController(ApiModel):
         " is kept for what it cannot foresee.",
     )
     margin_gain_percent: Annotated[int, Unit("%")] = Field(
-        default=5,
+        default=2,
         ge=1,
         le=50,
         description="By how much one missed request tightens the margin between predictions and objectives.",

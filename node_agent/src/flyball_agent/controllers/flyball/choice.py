@@ -17,6 +17,7 @@ from flyball_agent.controllers.flyball.feasibility import (
 )
 from flyball_agent.controllers.flyball.latency import LatencyModel
 from flyball_agent.controllers.flyball.load import Load
+from flyball_agent.controllers.flyball.margin import Margin
 from flyball_agent.controllers.flyball.power import PowerModel
 
 _VALLEY_STEPS: Final = 24
@@ -54,7 +55,7 @@ class View:
         clocks: the grid in MHz, ascending.
         top_mhz: the clock the models' times are for.
         targets: the objectives.
-        margin: share of an objective that a prediction may use up.
+        margin: how much of each objective a prediction may use up.
     """
 
     latency: LatencyModel
@@ -62,7 +63,7 @@ class View:
     clocks: Sequence[int]
     top_mhz: int
     targets: Targets
-    margin: float
+    margin: Margin
 
     def at(self, load: Load, index: int) -> Forecast:
         """What the clock with this index would do."""
@@ -70,7 +71,14 @@ class View:
 
     def breaks(self, load: Load, index: int, slack: float = 1.0) -> str:
         """Which objective it would break."""
-        return binding(self.at(load, index), load, self.targets, margin=self.margin, slack=slack)
+        return binding(
+            self.at(load, index),
+            load,
+            self.targets,
+            ttft_margin=self.margin.ttft,
+            tpot_margin=self.margin.tpot,
+            slack=slack,
+        )
 
     def watts(self, seen: Forecast) -> float:
         """Of the group at a forecast."""
@@ -144,9 +152,9 @@ def parking(view: View, load: Load, *, wake: int, look_seconds: float, slack: fl
             first = late + (tokens - late / slow) * fast
         step = view.latency.base(share)
         tpot, ttft = view.targets.tpot_seconds, view.targets.ttft_seconds
-        if tpot is not None and step * slack > min(1.0, view.margin) * tpot:
+        if tpot is not None and step * slack > min(1.0, view.margin.tpot) * tpot:
             continue
-        if ttft is not None and (first + step) * slack > min(1.0, view.margin) * ttft:
+        if ttft is not None and (first + step) * slack > min(1.0, view.margin.ttft) * ttft:
             continue
         return index
     return wake

@@ -35,7 +35,7 @@ STATE_VERSION: Final = 1
 STALE_SECONDS: Final = 2.5
 LOOK_SECONDS: Final = 0.5
 _FALLBACK_STEP_MHZ: Final = 15
-_LEARNT_STEP_SPREAD: Final = 0.2
+_LEARNT_STEPS: Final = 0.1
 _LEARNT_PROMPT_SPREAD: Final = 0.4
 _LEARNT_LOOKS: Final = 6
 _EXPLORING_STEP: Final = 0.05
@@ -52,6 +52,11 @@ _OPEN_MEMORY_SECONDS: Final = 10.0
 _UNLOCK_AFTER_ALARM_SECONDS: Final = 3.0
 _CLOCK_MEMORY: Final = 0.98
 _CLOCK_VARIED: Final = 0.04
+
+
+_MARGIN_OF: Final = MappingProxyType(
+    {"time per output token": "tpot", "time to last token": "tpot", "time to first token": "ttft", "queue": "ttft"}
+)
 
 
 class Flyball:
@@ -101,6 +106,7 @@ class Flyball:
         self._clock_mean = 0.0
         self._clock_spread = 0.0
         self._open = 1.0
+        self._binds = ""
         self._unlock_until = -math.inf
         self._why_unlocked = ""
         self._last: Decision | None = None
@@ -131,7 +137,7 @@ class Flyball:
         share = self._share(look, top)
         self._open_now(look)
         self._margin.allowed = self._parameters.miss_budget_percent / 100.0 * (1.0 - limits.targets.attainment)
-        self._margin.see(look, limits.targets, open_share=self._open)
+        self._margin.see(look, limits.targets, binds=self._binds, open_share=self._open)
         growth = self._ahead.see(look.prompt_tokens, look.increase("time_to_first_token").count, look.seconds, now)
         load = self._meter.see(look, growth=growth if self._parameters.anticipate else 1.0)
         self._learn(look, role, share, now)
@@ -139,7 +145,7 @@ class Flyball:
             return self._unlocked(self._why_unlocked)
         if not self._learnt(role):
             return self._unlocked("the engine's times are not learnt yet")
-        view = View(self._latency, self._power, grid, top, limits.targets, self._margin.value)
+        view = View(self._latency, self._power, grid, top, limits.targets, self._margin)
         return self._controlled(view, load, limits, now)
 
     def _controlled(self, view: View, load: Load, limits: ControlLimits, now: float) -> Decision:
@@ -147,6 +153,7 @@ class Flyball:
         known = next((i for i, mhz in enumerate(grid) if mhz >= self._known_share * view.top_mhz), len(grid) - 1)
         slack = self._parameters.exploration_percent / 100.0
         chosen = choose(view, load, known=known, slack=slack)
+        self._binds = _MARGIN_OF.get(chosen.binds, "")
         if chosen.index is None:
             return self._unlocked(f"no clock holds the objectives: {chosen.binds} at {grid[-1]} MHz")
         step = max(1, round(_EXPLORING_STEP * len(grid)))
@@ -205,7 +212,7 @@ class Flyball:
         return (
             f"{grid[chosen.lowest]}-{grid[-1]} MHz hold the objectives{under}; {what} {grid[index]} MHz:"
             f" {view.watts(seen):.0f} W, {1e3 * seen.tpot_seconds:.1f} ms per token,"
-            f" {1e3 * seen.ttft_seconds:.0f} ms to the first, margin {view.margin:.2f}"
+            f" {1e3 * seen.ttft_seconds:.0f} ms to the first, margins {view.margin.tpot:.2f} and {view.margin.ttft:.2f}"
         )
 
     def _unlocked(self, why: str, *, degraded: bool = False) -> Decision:
@@ -327,7 +334,7 @@ class Flyball:
         if role == "prefill":
             return self._latency.prompt_spread < _LEARNT_PROMPT_SPREAD
         prompts = role == "decode" or self._latency.prompt_spread < _LEARNT_PROMPT_SPREAD
-        return prompts and self._latency.step_spread < _LEARNT_STEP_SPREAD
+        return prompts and self._latency.gains.unsure < _LEARNT_STEPS
 
     # -- state -----------------------------------------------------------------------------------------------
 
@@ -341,7 +348,7 @@ class Flyball:
             "power": self._power.gains.state(),
             "load": self._meter.state(),
             "hours": self._ahead.state(),
-            "margin": self._margin.log,
+            "margins": dict(self._margin.logs),
             "known_share": self._known_share,
             "learnt_looks": self._learnt_looks,
         }
@@ -361,7 +368,11 @@ class Flyball:
             self._power.gains.restore(part(state, "power"))
             self._meter.restore(part(state, "load"))
             self._ahead.restore(part(state, "hours"))
-            self._margin.log = number(state, "margin", math.log(LOWEST) - 1e-9, math.log(HIGHEST) + 1e-9)
+            margins = part(state, "margins")
+            self._margin.logs = {
+                which: number(margins, which, math.log(LOWEST) - 1e-9, math.log(HIGHEST) + 1e-9)
+                for which in self._margin.logs
+            }
             self._known_share = number(state, "known_share", 0.0, 1.0)
             self._learnt_looks = int(number(state, "learnt_looks", 0.0, 1e15))
         except ValueError:

@@ -12,12 +12,14 @@ from flyball_agent.controllers.flyball.load import Load
 from flyball_agent.controllers.flyball.power import PowerModel
 
 MOST_PREFILL: Final = 0.8
+NOW_WEIGHT: Final = 1.0
 ACTUATION_SECONDS: Final = 0.1
 """99th percentile from asking for a clock to having it."""
 TPOT_TAIL: Final = 1.5
 """Standard deviations of a request's time per token beyond its mean: the margin corrects it."""
 LONG_PROMPT: Final = 3.0
 """A long prompt over the mean one: the margin corrects it."""
+_NO_QUEUE: Final = 1.0
 _LEAST_LEFT: Final = 0.02
 _FAR_SECONDS: Final = 1e3
 
@@ -52,45 +54,56 @@ def forecast(model: LatencyModel, load: Load, share: float) -> Forecast:
     base, slope = model.base(share), model.slope(share, load.cache_per_sequence)
     room = 1.0 - prefill - load.output_rate * slope
     steady = base / room if room > _LEAST_LEFT else _FAR_SECONDS
-    mean = max(now, steady)
+    mean = max(NOW_WEIGHT * now, steady)
     one = prompt * load.prompt_tokens
     # Prompts that come while a request is answered: a compound Poisson sum, its mean in `mean` already.
-    spread = math.sqrt(2.0 * prefill * one * mean / max(load.answer_tokens, 1.0)) / left
+    spread = math.sqrt((1.0 + load.dispersion) * prefill * one * mean / max(load.answer_tokens, 1.0)) / left
     batch = load.output_rate * min(steady, 1.0)
     return Forecast(
         share=share,
         prefill=prefill,
-        ttft_seconds=model.base(share) + LONG_PROMPT * one / left,
+        ttft_seconds=model.base(share)
+        + one * (LONG_PROMPT + 1.5 * (load.dispersion - 1.0) + 1.5 * prefill * (1.0 + load.dispersion) / left),
         tpot_seconds=mean + TPOT_TAIL * spread,
-        drain_seconds=load.queued_tokens * prompt / max(left, 0.2) if load.waiting > 0.0 else 0.0,
+        drain_seconds=_drain(load, prompt, mean),
         busy=1.0 - math.exp(-batch - load.arrival_rate * one / left),
     )
 
 
-def binding(seen: Forecast, load: Load, targets: Targets, *, margin: float, slack: float = 1.0) -> str:
+def _drain(load: Load, prompt_seconds: float, step_seconds: float) -> float:
+    """Seconds until a queue is empty; requests that came during the step under way are none."""
+    if load.waiting <= _NO_QUEUE + 2.0 * load.arrival_rate * step_seconds:
+        return 0.0
+    return load.queued_tokens * prompt_seconds + step_seconds
+
+
+def binding(
+    seen: Forecast, load: Load, targets: Targets, *, ttft_margin: float, tpot_margin: float, slack: float = 1.0
+) -> str:
     """Which objective a forecast breaks; empty: none.
 
     Args:
         seen: what would be.
         load: for which.
         targets: the objectives.
-        margin: the share of an objective that a prediction may use up.
+        ttft_margin: the share of the time to first token that a prediction may use up.
+        tpot_margin: the same of the time per output token.
         slack: by how much every predicted latency is taken higher.
     """
     if seen.prefill * slack > MOST_PREFILL:
         return "prefill share"
     tpot, ttft = targets.tpot_seconds, targets.ttft_seconds
-    if tpot is not None and seen.tpot_seconds * slack > margin * tpot:
+    if tpot is not None and seen.tpot_seconds * slack > tpot_margin * tpot:
         return "time per output token"
     if ttft is not None:
-        if seen.ttft_seconds * slack > margin * ttft:
+        if seen.ttft_seconds * slack > ttft_margin * ttft:
             return "time to first token"
         left = ttft - load.queued_seconds - ACTUATION_SECONDS
-        if load.waiting > 0.0 and seen.drain_seconds * slack > left:
+        if seen.drain_seconds > 0.0 and seen.drain_seconds * slack > left:
             return "queue"
     if targets.e2e_seconds is not None:
         whole = seen.ttft_seconds + 2.0 * load.answer_tokens * seen.tpot_seconds
-        if whole * slack > margin * targets.e2e_seconds:
+        if whole * slack > tpot_margin * targets.e2e_seconds:
             return "time to last token"
     return ""
 

@@ -48,6 +48,8 @@ class LogGains:
         self.logs = [math.log(value) for value in values]
         self.values = list(values)
         self.covariance = [row[:] for row in self._start]
+        self.unsure = 1.0
+        """Standard deviation of the last prediction that is the coefficients', over the prediction."""
 
     def spread(self, index: int) -> float:
         """Standard deviation of a coefficient's logarithm."""
@@ -79,6 +81,7 @@ class LogGains:
         along = [sum([row[j] * slopes[j] for j in range(count)]) for row in covariance]
         variance = sum([along[i] * slopes[i] for i in range(count)]) + noise * noise
         deviation = math.sqrt(variance)
+        self.unsure = math.sqrt(max(variance - noise * noise, 0.0)) / predicted
         surprise = (measured - predicted) / deviation
         bounded = min(max(surprise, -_LARGEST_SURPRISE), _LARGEST_SURPRISE) * deviation
         for i in range(count):

@@ -79,11 +79,6 @@ class LatencyModel:
         return min(1.0, share / self.gains.values[_KNEE])
 
     @property
-    def step_spread(self) -> float:
-        """Standard deviation of the logarithm of a decode step."""
-        return self.gains.spread(_A)
-
-    @property
     def prompt_spread(self) -> float:
         """Standard deviation of the logarithm of a prompt token's time."""
         return self.gains.spread(_P)

@@ -11,8 +11,12 @@ from typing import Any, Final
 from flyball_agent.controllers.flyball.memory import number
 from flyball_agent.controllers.signals import Look, Window
 
-LONG_SECONDS: Final = 15.0
-SHORT_SECONDS: Final = 3.0
+SPANS_LOOKS: Final = (6, 12, 24, 48, 96)
+"""Windows of 3 to 48 s at two looks a second."""
+_HIGHER_SIGMAS: Final = 1.5
+_LOWER_SIGMAS: Final = 2.5
+"""A shorter window speaks for a rate that has changed where it is off by more than chance; up is believed sooner."""
+_DISPERSION_MEMORY: Final = 0.99
 _LENGTHS_MEMORY: Final = 200.0
 """Requests over which mean lengths are taken."""
 _QUEUE_LOOKS: Final = 120
@@ -31,13 +35,14 @@ class Load:
         waiting: sequences in the queue.
         prompt_rate: prompt tokens per second to be reckoned with.
         output_rate: output tokens per second to be reckoned with.
-        arrival_rate: requests per second, mean of the long window.
+        arrival_rate: requests per second to be reckoned with.
         prompt_tokens: of a prompt, on average.
         answer_tokens: of an answer, on average.
         cache_per_sequence: share of the KV cache that a sequence holds, on average.
         queued_tokens: prompt tokens in the queue.
         queued_seconds: how long the oldest of them may have waited.
         rush_rate: prompt tokens per second of the busiest seconds lately.
+        dispersion: variance of arrivals over their mean, in the time between looks; 1 for chance alone.
     """
 
     batch: float
@@ -52,6 +57,7 @@ class Load:
     queued_tokens: float
     queued_seconds: float
     rush_rate: float
+    dispersion: float
 
     @property
     def idle(self) -> bool:
@@ -63,9 +69,9 @@ class LoadMeter:
     """Keeps rates and lengths."""
 
     def __init__(self) -> None:
-        self._prompts = Window(LONG_SECONDS), Window(SHORT_SECONDS)
-        self._arrivals = Window(LONG_SECONDS), Window(SHORT_SECONDS)
-        self._outputs = Window(LONG_SECONDS)
+        self._recent: deque[tuple[float, float]] = deque(maxlen=SPANS_LOOKS[-1])
+        self._mean_came = self._square_came = 0.0
+        self._prompts = Window(3.0)
         self._clock = self._came = 0.0
         self._arrived: deque[tuple[float, float]] = deque(maxlen=_QUEUE_LOOKS)
         self.prompt_tokens = _FIRST_PROMPT
@@ -76,8 +82,8 @@ class LoadMeter:
 
     def forget_now(self) -> None:
         """The engine restarted: what is under way is gone; lengths stay."""
-        for window in (*self._prompts, *self._arrivals, self._outputs):
-            window.clear()
+        self._recent.clear()
+        self._prompts.clear()
         self._arrived.clear()
         self._came = 0.0
 
@@ -91,31 +97,54 @@ class LoadMeter:
         firsts = look.increase("time_to_first_token").count
         self._lengths(look, firsts)
         came = max(0.0, firsts + look.waiting - look.waiting_before)
-        for window in self._prompts:
-            window.add(look.prompt_tokens, look.seconds)
-        for window in self._arrivals:
-            window.add(came, look.seconds)
-        self._outputs.add(look.output_tokens, look.seconds)
-        sure = _surely(self._arrivals[1].amount)
-        arrivals = max(self._arrivals[0].rate, sure * self._arrivals[1].rate)
-        prompt = max(self._prompts[0].rate, sure * self._prompts[1].rate, arrivals * self.prompt_tokens)
+        self._recent.append((came, look.seconds))
+        self._prompts.add(look.prompt_tokens, look.seconds)
+        dispersion = self._dispersion(came)
+        arrivals = self._rate(dispersion)
         fade = math.exp(-look.seconds / _RUSH_MEMORY_SECONDS)
-        self.rush_rate = max(self.rush_rate * fade, self._prompts[1].rate)
-        output = max(self._outputs.rate, arrivals * self.answer_tokens)
+        self.rush_rate = max(self.rush_rate * fade, self._prompts.rate)
+        prompt, output = arrivals * self.prompt_tokens, arrivals * self.answer_tokens
         return Load(
             batch=look.running,
             cache=look.kv_share,
             waiting=look.waiting,
             prompt_rate=prompt * growth,
             output_rate=output * growth,
-            arrival_rate=self._arrivals[0].rate,
+            arrival_rate=arrivals * growth,
             prompt_tokens=self.prompt_tokens,
             answer_tokens=self.answer_tokens,
             cache_per_sequence=self.cache_per_sequence,
             queued_tokens=look.waiting * self.prompt_tokens,
-            queued_seconds=self._oldest(look, came),
+            queued_seconds=min(self._oldest(look, came), look.waiting / max(arrivals, 0.1)),
             rush_rate=self.rush_rate,
+            dispersion=dispersion,
         )
+
+    def _dispersion(self, came: float) -> float:
+        self._mean_came += (1.0 - _DISPERSION_MEMORY) * (came - self._mean_came)
+        self._square_came += (1.0 - _DISPERSION_MEMORY) * (came * came - self._square_came)
+        mean = max(self._mean_came, 0.02)
+        return min(max((self._square_came - mean * mean) / mean, 1.0), 12.0)
+
+    def _rate(self, dispersion: float) -> float:
+        """Requests per second: the longest window's, unless a shorter one shows that it has changed."""
+        came = seconds = 0.0
+        spans = []
+        for looks, (one, length) in enumerate(reversed(self._recent), 1):
+            came += one
+            seconds += length
+            if looks in SPANS_LOOKS:
+                spans.append((came / seconds, seconds))
+        if not spans or len(self._recent) > SPANS_LOOKS[len(spans) - 1]:
+            spans.append((came / seconds, seconds))
+        rate = spans[-1][0]
+        for shorter, length in reversed(spans[:-1]):
+            chance = math.sqrt(dispersion * max(rate, 1.0 / length) / length)
+            if shorter > rate + _HIGHER_SIGMAS * chance:
+                rate = shorter - 0.5 * chance
+            elif shorter < rate - _LOWER_SIGMAS * chance:
+                rate = shorter + 0.5 * chance
+        return rate
 
     def _oldest(self, look: Look, came: float) -> float:
         """How long the oldest request of the queue may have waited: queues are served in order of arrival."""
@@ -175,8 +204,3 @@ class LoadMeter:
         self.prompt_tokens, self.answer_tokens = prompt, answer
         self.cache_per_sequence, self.rush_rate = held, rush
         self._seen, self._answered = seen, answered
-
-
-def _surely(count: float) -> float:
-    """What share of a rate measured on so many arrivals is more than their chance."""
-    return max(0.0, 1.0 - 1.0 / math.sqrt(count)) if count > 0.0 else 0.0

@@ -8,6 +8,7 @@ logarithm). Whatever the predictions are worth, over n requests between the boun
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Final
 
 from flyball_agent.controllers.base import Targets
@@ -15,7 +16,8 @@ from flyball_agent.controllers.signals import Increase, Look
 
 LOWEST: Final = 0.15
 HIGHEST: Final = 1.3
-FIRST: Final = 0.8
+FIRST: Final = 0.7
+_OPEN: Final = 0.8
 _MEMORY: Final = 0.995
 """Per request, of the tail's shape."""
 
@@ -61,7 +63,11 @@ class TailCounter:
 
 
 class Margin:
-    """The margin m.
+    """The margins m of the time to first token and of the time per output token.
+
+    A miss lowers the margin of the latency that was missed; what is allowed raises the one that binds at the moment.
+    So the sum of both logarithms is what the module's bound holds for, and each prediction is corrected by its own
+    misses.
 
     Args:
         gain: of a miss.
@@ -70,44 +76,47 @@ class Margin:
 
     def __init__(self, gain: float, allowed: float) -> None:
         self._gain, self.allowed = gain, allowed
-        self.log = math.log(FIRST)
-        self.missed = 0.0
-        self.judged = 0.0
+        self.logs = {"ttft": math.log(FIRST), "tpot": math.log(FIRST)}
         self._tails = {name: TailCounter() for name in ("time_per_output_token", "time_to_first_token", "end_to_end")}
 
     @property
-    def value(self) -> float:
-        """M."""
-        return math.exp(self.log)
+    def ttft(self) -> float:
+        """Of the time to first token."""
+        return math.exp(self.logs["ttft"])
 
-    def see(self, look: Look, targets: Targets, *, open_share: float) -> None:
+    @property
+    def tpot(self) -> float:
+        """Of the time per output token, and of whole answers."""
+        return math.exp(self.logs["tpot"])
+
+    def see(self, look: Look, targets: Targets, *, binds: str, open_share: float) -> None:
         """Count the requests of a look.
 
         Args:
             look: what happened.
             targets: the objectives.
+            binds: "ttft" or "tpot", whichever keeps the clock from being lower; empty: neither.
             open_share: of the time in which these requests ran, with all clocks open: then no margin could have
                 saved them.
         """
-        missed = 0.0
+        missed = {"ttft": 0.0, "tpot": 0.0}
         done = 0.0
-        for name, threshold in (
-            ("time_per_output_token", targets.tpot_seconds),
-            ("time_to_first_token", targets.ttft_seconds),
-            ("end_to_end", targets.e2e_seconds),
+        for name, which, threshold in (
+            ("time_per_output_token", "tpot", targets.tpot_seconds),
+            ("time_to_first_token", "ttft", targets.ttft_seconds),
+            ("end_to_end", "tpot", targets.e2e_seconds),
         ):
-            if threshold is None:
-                continue
-            grown = look.increase(name)
-            done = max(done, grown.count)
-            missed += self._tails[name].count(grown, threshold)
+            if threshold is not None:
+                grown = look.increase(name)
+                done = max(done, grown.count)
+                missed[which] += self._tails[name].count(grown, threshold)
         if done > 0.0:
-            missed = min(missed, done)
-            self.judged += done
-            self.missed += missed
-            self.count(done, missed * (1.0 - open_share))
+            counts = 1.0 - max(0.0, (open_share - _OPEN) / (1.0 - _OPEN))
+            self.count(done, {which: counts * min(number, done) for which, number in missed.items()}, binds)
 
-    def count(self, requests: float, missed: float) -> None:
-        """Move m by requests, so many of which missed."""
-        self.log += self._gain * (self.allowed * requests - missed)
-        self.log = min(max(self.log, math.log(LOWEST)), math.log(HIGHEST))
+    def count(self, requests: float, missed: Mapping[str, float], binds: str) -> None:
+        """Move the margins by requests, so many of which missed."""
+        for which, log in self.logs.items():
+            earned = self.allowed * requests * (1.0 if which == binds else 0.0 if binds else 0.5)
+            moved = log + self._gain * (earned - missed[which])
+            self.logs[which] = min(max(moved, math.log(LOWEST)), math.log(HIGHEST))
