@@ -1,12 +1,19 @@
 """Controllers of a cluster in virtual time, run by the agents' own code: knobs of engines, failures, restarts."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from world_parts import policy, steady
 
 from flyball_agent.controllers.base import UNLOCKED, Decision, GroupSetpoint
+from flyball_sim.engine.core import EngineLimits
+from flyball_sim.profiling import profile_engine
 from flyball_sim.world.cluster import uniform_cluster
 from flyball_sim.world.faults import parse_fault
+from flyball_sim.world.layout import lay_out
 from flyball_sim.world.machines import make_machine
 from flyball_sim.world.simulate import Simulation
 
@@ -129,3 +136,73 @@ def test_pages_come_as_often_as_the_controller_wants_them(period, seconds):
     world = World(lambda _: UNLOCKED, end=10.0, period_seconds=period)
     world.run()
     assert world.made[0].count == pytest.approx(70 / seconds, rel=0.05)
+
+
+SLO = {
+    "timeToFirstToken": {"thresholdMilliseconds": 500},
+    "interTokenLatency": {"thresholdMilliseconds": 60},
+    "endToEnd": {"thresholdMilliseconds": 30_000},
+}
+CONTROLLERS = {
+    "Fixed": {"type": "Fixed", "fixed": {"clocks": [{"role": "unified", "minMegahertz": 900, "maxMegahertz": 900}]}},
+    "Flyball": {"type": "Flyball"},
+    "AGFT": {"type": "AGFT"},
+    "VoltanaLLM": {"type": "VoltanaLLM", "voltanaLLM": {"profile": "llama"}},
+    "ThrottLLeM": {"type": "ThrottLLeM", "throttLLeM": {"profile": "llama"}},
+    "PALS": {"type": "PALS", "pals": {"profile": "llama"}},
+}
+
+
+@pytest.fixture(scope="module")
+def profile():
+    model = lay_out(uniform_cluster()).engines[0].model
+    return profile_engine(model, EngineLimits(32_768), seed=1)
+
+
+@pytest.mark.parametrize("kind", CONTROLLERS)
+def test_each_controller_drives_the_cards_by_the_agents_own_code(kind, profile):
+    simulation = Simulation(
+        uniform_cluster(),
+        [policy(watts=700, reserve=0, slo=SLO, controller=CONTROLLERS[kind])],
+        steady(480, seconds=120, prompt=500, output=150),
+        profiles={"llama": profile},
+        sample_seconds=1.0,
+        end_seconds=150.0,
+    )
+    simulation.run()
+    result = simulation.result()
+    assert result.outcomes.count("finished") == 480
+    assert result.series.engine_sm_mhz.min() < 1980
+    (explained,) = next(iter(simulation._agents.values())).control.explain()
+    assert explained["controller"] == kind
+    assert set(explained["faults"]) <= {"Degraded"}
+    assert explained["because"] or kind == "Fixed"
+
+
+HEAVY = ("numpy", "scipy", "sklearn", "lightgbm", "pandas")
+ALONE = """
+import json, sys
+from flyball_agent.controllers.base import ControlLimits, Observation, Setup
+from flyball_agent.controllers.registry import make_controller
+from flyball_agent.profiles import Profile
+from flyball_agent.scanner import EngineSample
+from flyball_api.controllers.union import Controller
+profile = Profile.from_json(sys.stdin.read())
+setup = Setup(profile.product, 1, tuple(range(345, 1981, 15)), 200.0, 700.0, 1, profile)
+for spec in json.loads(sys.argv[1]):
+    controller = make_controller(Controller.model_validate(spec), observe=False, setup=setup)
+    controller.decide(Observation("unified", (), EngineSample()), ControlLimits(345, 1980, 700), 1.0)
+    controller.restore(json.loads(json.dumps(controller.state())))
+print(json.dumps(sorted(set(sys.modules) & set(json.loads(sys.argv[2])))))
+"""
+
+
+def test_no_controller_loads_a_numeric_library_into_the_agent(profile):
+    said = subprocess.run(
+        [sys.executable, "-c", ALONE, json.dumps(list(CONTROLLERS.values())), json.dumps(HEAVY)],
+        input=profile.to_json(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(said.stdout) == []
