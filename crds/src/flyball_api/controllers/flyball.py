@@ -33,7 +33,7 @@ class FlyballController(ApiModel):
         " the predicted latency.",
     )
     down_delay_milliseconds: Annotated[int, Unit("ms")] = Field(
-        default=1000, ge=0, le=60_000, description="For so long a lower clock must do before it is set; up is at once."
+        default=0, ge=0, le=60_000, description="For so long a lower clock must do before it is set; up is at once."
     )
     least_gain_percent: Annotated[int, Unit("%")] = Field(
         default=1, ge=0, le=50, description="A lower clock must save at least this share of the predicted power."

@@ -16,7 +16,7 @@ from flyball_sim.latency.catalogue import Catalogue
 from flyball_sim.latency.modelfile import read_models_file
 from flyball_sim.load.generators import KINDS, open_trace
 from flyball_sim.load.traces import TraceRequest, scale, segment, thin_to_rate
-from flyball_sim.replay import objectives, policies, sizing
+from flyball_sim.replay import objectives, policies, profiles, sizing
 from flyball_sim.replay.cli import DEFAULT_DRAWS, QUICK_DRAWS, QUICK_SECONDS
 from flyball_sim.replay.objectives import Objective
 from flyball_sim.replay.policies import ReplayPolicy
@@ -108,6 +108,7 @@ def ask(options: Options) -> Question:
         end_seconds=end,
         sample_seconds=float(max(1, math.ceil(end / SAMPLES))),
         draws=_draws(options),
+        profiles=profiles.make(found, layout, governed, options.seed),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flyball_agent.profiles import Profile
 from flyball_sim.latency.catalogue import Catalogue
 from flyball_sim.load.traces import TraceRequest
 from flyball_sim.replay.objectives import Objective
@@ -75,6 +76,7 @@ class Question:
         judge_of_engine: index of the judge of the requests of each engine that a policy governs, by its name.
         faults: as written; `injected` is what the world takes.
         end_seconds: both runs end here.
+        profiles: that policies name, made of the engines they govern.
     """
 
     policies: tuple[ReplayPolicy, ...]
@@ -92,3 +94,4 @@ class Question:
     end_seconds: float
     sample_seconds: float
     draws: int
+    profiles: Mapping[str, Profile] = field(default_factory=dict)

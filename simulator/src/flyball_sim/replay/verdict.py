@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from flyball_sim.replay.bands import Band, Pair
 from flyball_sim.replay.measures import Measures
+from flyball_sim.replay.profiles import named
 from flyball_sim.replay.question import Question
 from flyball_sim.replay.record import Record
 from flyball_sim.replay.wording import MINUS, count, joules, percent, seconds
@@ -183,6 +184,12 @@ def _assumptions(question: Question) -> list[str]:
     for policy, objective in zip(question.policies, question.objectives, strict=True):
         if policy.spec.slo is None and objective.source != "--slo":
             texts.append(f"{policy.name!r} names no slo: its requests are judged by {objective.bounds()}.")
+    for index, kind, name in named(question.policies):
+        if name in question.profiles:
+            texts.append(
+                f"Profile {name!r} of {question.policies[index].name!r} ({kind}) was made of the simulated engine, with"
+                " errors of measuring but at the model's nominal parameters."
+            )
     if question.view.modelled:
         names = ", ".join(question.view.modelled)
         texts.append(f"{names}: modelled as a whole, for no public rows of power or latency exist for it.")

@@ -51,6 +51,7 @@ def simulate(question: Question, job: Job, tell: Tell) -> Record:
         end_seconds=question.end_seconds,
         sample_seconds=question.sample_seconds,
         stopwatch=time.process_time,
+        profiles=question.profiles,
         progress=lambda now: tell(now / question.end_seconds),
     )
     return record_of(result, question.judge_of_engine)
