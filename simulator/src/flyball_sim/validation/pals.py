@@ -47,8 +47,8 @@ LENGTHS: Final = (100, 150)
 """Tokens of prompt and answer: about those of GSM8K."""
 LIMITS: Final = EngineLimits(max_model_len=4096, max_num_seqs=BATCHES[-1], max_num_queued_reqs=100_000)
 NODE: Final = NodePower(base_watts=700.0, factor=1.1)
-"""Watts of a node from those of its four cards, assumed: the MLPerf servers of row 11 draw 1949 W beside eight cards, and
-older ones with four less than half of that; a tenth goes into power supplies."""
+"""Watts of a node from those of its cards, assumed: the MLPerf servers of row 11 draw 1949 W beside eight cards, and
+older ones with four cards less than half of that; a tenth goes into power supplies."""
 LOADS: Final = (0.6, 0.85)
 """Of what static gives."""
 LOAD_SECONDS: Final = 60.0
