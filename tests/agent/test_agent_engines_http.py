@@ -7,10 +7,17 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from flyball_agent.boards import MAX_BOARD_BYTES
+from flyball_agent.boards import MAX_BOARD_BYTES, parse_board
 from flyball_agent.engines import NO_BOARD_SECONDS, EngineScraper, scrape_session, tell_limits
 from flyball_agent.facts import Engine, Wish
 from flyball_agent.knobs import EngineCommand
+from flyball_sim.engine.gpus import FreeRunningGpus
+from flyball_sim.engine.metrics import EngineMetrics
+from flyball_sim.engine.models import step_model
+from flyball_sim.engine.requests import EngineLimits
+from flyball_sim.engine.runtime import EngineRuntime
+from flyball_sim.engine.server import EngineServer, ServedModel, listening
+from flyball_sim.gpu.types import GPU_TYPES
 
 PAGE = 'vllm:num_requests_running{model_name="llama"} 1\nvllm:generation_tokens_total{model_name="llama"} 5\n'
 BOARD = {"iteration": 3, "blockTokens": 16, "kvBlocks": 9, "batchLimit": 8, "maxBatchLimit": 8, "requests": []}
@@ -166,3 +173,26 @@ def test_an_engine_that_is_gone_is_a_sentence():
             return await tell_limits(session, EngineCommand(Engine("127.0.0.1", 1, "/metrics")))
 
     assert "127.0.0.1" in asyncio.run(run())
+
+
+def test_our_own_engine_shows_a_board_that_is_understood_and_takes_limits():
+    async def run():
+        model = step_model(GPU_TYPES["H100-SXM5"], "llama-3.1-8b", 1)
+        metrics = EngineMetrics("chat", max_model_len=4000, kv_blocks=model.kv_blocks, created_seconds=0.0)
+        runtime = EngineRuntime(model, EngineLimits(max_model_len=4000), FreeRunningGpus(1980.0), metrics)
+        server = EngineServer(runtime, metrics, ServedModel(("chat",), 4000), natural_length=lambda: 6)
+        async with listening(server, "127.0.0.1", 0) as port, scrape_session() as session:
+            engine = Engine("127.0.0.1", port, "/metrics")
+            boards = []
+            for told in (EngineCommand(engine, 8, 0, 15), EngineCommand(engine)):
+                assert await tell_limits(session, told) == ""
+                async with session.get(engine.board_url) as response:
+                    boards.append(parse_board(await response.read()))
+            refused = await tell_limits(session, EngineCommand(engine, 100_000, None, 15))
+            runtime.close()
+            return boards, refused
+
+    (limited, free), refused = asyncio.run(run())
+    assert (limited.batch_limit, free.batch_limit) == (8, free.max_batch_limit)
+    assert refused.startswith("HTTP 400")
+    assert "batchLimit is 100000" in refused

@@ -41,7 +41,7 @@ POLICY = {
     "metadata": {"name": "bench"},
     "spec": {
         "mode": "Enforce",
-        "selector": {"matchLabels": {}},
+        "selector": {"matchLabels": {"app": "llm"}},
         "controller": {
             "type": "Fixed",
             "fixed": {"clocks": [{"role": "unified", "minMegahertz": 1410, "maxMegahertz": 1410}]},
