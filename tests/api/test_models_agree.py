@@ -26,6 +26,7 @@ BETWEEN_FIELDS = (
     "energypolicy/controller-pals-without-budget",
     "energypolicy/controller-pals-without-profile",
     "energypolicy/controller-profile-of-a-path",
+    "energypolicy/controller-throttllem-with-half-a-deadline",
     "energypolicy/controller-throttllem-without-profile",
     "energypolicy/controller-throttllem-without-slo",
     "energypolicy/controller-voltanallm-without-profile",

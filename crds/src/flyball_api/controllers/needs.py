@@ -13,30 +13,20 @@ PROFILED: Final = {
 }
 """Types that choose by a profile: the attribute of `Controller` that names it, and that attribute on the wire."""
 
-_TOKEN_LATENCIES: Final = ("timeToFirstToken", "interTokenLatency")
-_LATENCIES: Final = {
-    "Flyball": _TOKEN_LATENCIES,
-    "VoltanaLLM": _TOKEN_LATENCIES,
-    "ThrottLLeM": (*_TOKEN_LATENCIES, "endToEnd"),
-}
-"""Types that hold latencies: those of the slo of which at least one must be there."""
+_TOKEN_BY_TOKEN: Final = ("Flyball", "VoltanaLLM")
+"""Types that hold the time to the first token, or that between tokens, or both."""
 
 
 def _lacks_latency(spec: Any) -> bool:
-    slo, wanted = spec.slo, _LATENCIES.get(spec.controller.type)
-    if wanted is None:
-        return False
-    given = {
-        "timeToFirstToken": slo and slo.time_to_first_token,
-        "interTokenLatency": slo and slo.inter_token_latency,
-        "endToEnd": slo and slo.end_to_end,
-    }
-    return not any(given[name] for name in wanted)
+    slo = spec.slo
+    given = slo is not None and (slo.time_to_first_token or slo.inter_token_latency)
+    return spec.controller.type in _TOKEN_BY_TOKEN and not given
 
 
-def _latency_in_cel(kind: str) -> str:
-    given = " || ".join(f"has(self.slo.{name})" for name in _LATENCIES[kind])
-    return f"self.controller.type != '{kind}' || (has(self.slo) && ({given}))"
+def _lacks_deadline(spec: Any) -> bool:
+    slo = spec.slo
+    given = slo is not None and (slo.end_to_end or (slo.time_to_first_token and slo.inter_token_latency))
+    return spec.controller.type == "ThrottLLeM" and not given
 
 
 def _lacks_profile(spec: Any) -> bool:
@@ -51,20 +41,25 @@ def _profile_in_cel(kind: str) -> str:
     return f"self.controller.type != '{kind}' || (has({field}) && has({field}.profile))"
 
 
-def _all(conditions: list[str]) -> str:
-    return " && ".join(f"({condition})" for condition in conditions)
-
-
 NEEDS: Final = (
     Rule(
-        cel=_all([_latency_in_cel(kind) for kind in _LATENCIES]),
+        cel=f"!(self.controller.type in {list(_TOKEN_BY_TOKEN)})"
+        " || (has(self.slo) && (has(self.slo.timeToFirstToken) || has(self.slo.interTokenLatency)))",
         holds=lambda spec: not _lacks_latency(spec),
-        message="controller type %s holds latencies and the slo names none that it can hold: give"
-        " spec.slo.timeToFirstToken or spec.slo.interTokenLatency",
+        message="controller type %s holds latencies of tokens and the slo names none: give spec.slo.timeToFirstToken or"
+        " spec.slo.interTokenLatency",
         values=(field_value("controller.type"),),
     ),
     Rule(
-        cel=_all([_profile_in_cel(kind) for kind in PROFILED]),
+        cel="self.controller.type != 'ThrottLLeM' || (has(self.slo) && (has(self.slo.endToEnd)"
+        " || (has(self.slo.timeToFirstToken) && has(self.slo.interTokenLatency))))",
+        holds=lambda spec: not _lacks_deadline(spec),
+        message="controller type %s holds a deadline of every request and the slo gives none: give spec.slo.endToEnd,"
+        " or both timeToFirstToken and interTokenLatency",
+        values=(field_value("controller.type"),),
+    ),
+    Rule(
+        cel=" && ".join(f"({_profile_in_cel(kind)})" for kind in PROFILED),
         holds=lambda spec: not _lacks_profile(spec),
         message="controller type %s chooses by a profile and none is named: make one with flyball profile and give its"
         " name as profile in the parameters of that type",

@@ -19,6 +19,11 @@ class ThrottLlemController(Profiled):
         " 1) x TPOT of the policy's objectives. EndToEnd: by arrival + the policy's end-to-end objective, as in the"
         " paper.",
     )
+    ttft_share_percent: Annotated[int, Field(ge=0, le=100), Unit("% of the TTFT objective")] = Field(
+        default=100,
+        description="How much of the time to first token a translated deadline grants; less keeps it from being spent"
+        " on later tokens.",
+    )
     length_error_percent: Annotated[int, Field(ge=0, le=100), Unit("%")] = Field(
         default=15,
         description="On engines that know the true length of answers (simulated ones): 95 % of predictions are off by"
