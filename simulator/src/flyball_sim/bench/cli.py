@@ -95,7 +95,11 @@ def _simulator(args: argparse.Namespace, console: Console) -> list[Row]:
 
 def _decisions(args: argparse.Namespace, console: Console) -> list[Row]:
     rows = list(decisions.measure(args.seed))
-    show(console, f"CPU time of controllers' decisions per engine, seed {args.seed}", rows)
+    show(
+        console,
+        f"a decision of each controller for one engine ({simulator.MODEL} on {simulator.GPU}), seed {args.seed}",
+        rows,
+    )
     return rows
 
 

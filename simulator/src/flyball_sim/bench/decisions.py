@@ -1,4 +1,4 @@
-"""What a decision of each controller costs: CPU milliseconds per engine, on the recorded pages of a simulated one.
+"""What a decision of each controller costs: CPU microseconds per engine, on the recorded pages of a simulated one.
 
 All controllers see one and the same recording, as the agent shows it: at the period each wants, with the board where
 it wants that, asked when `flyball_agent.asking` would ask it.
@@ -35,7 +35,7 @@ CHANGE_SECONDS: Final = 15.0
 """The recorded engine's clock is another one after so long: a controller that learns has something to learn from."""
 TARGETS: Final = Targets(ttft_seconds=0.5, tpot_seconds=0.05, e2e_seconds=30.0)
 ENGINE_LIMITS: Final = EngineLimits(max_model_len=32_768)
-FLYBALL_GOAL_MS: Final = 0.5
+FLYBALL_GOAL_US: Final = 500.0
 FIXED: Final = {"clocks": [{"role": "unified", "minMegahertz": 1410, "maxMegahertz": 1410}]}
 
 
@@ -55,12 +55,12 @@ class DecisionCost:
 
     Attributes:
         kind: its type.
-        milliseconds: CPU time of each.
+        microseconds: CPU time of each.
         degraded: sentences of its last.
     """
 
     kind: ControllerType
-    milliseconds: tuple[float, ...]
+    microseconds: tuple[float, ...]
     degraded: tuple[str, ...]
 
 
@@ -94,7 +94,7 @@ def cost(
     controller = make_controller(spec, observe=False, setup=setup)
     limits = control_limits(model, int(model.gpu.cap_max_watts), TARGETS)
     asked, state = Asked(controller, setup, period_of(controller)), EngineState(0.0)
-    milliseconds: list[float] = []
+    microseconds: list[float] = []
     page_at = 0.0
     for moment in recording:
         now = moment.now_seconds
@@ -106,9 +106,9 @@ def cost(
             age = state.age_seconds(now)
             page = state.sample
             seen = Observation("unified", moment.gpus, page, age, page.missing, state.board, event)
-            milliseconds.append(_decide(asked, controller, seen, limits, state=state, now=now))
+            microseconds.append(_decide(asked, controller, seen, limits, state=state, now=now))
     degraded = () if asked.decision is None else asked.decision.degraded
-    return DecisionCost(kind, tuple(milliseconds), degraded)
+    return DecisionCost(kind, tuple(microseconds), degraded)
 
 
 def _decide(
@@ -120,12 +120,12 @@ def _decide(
     state: EngineState,
     now: float,
 ) -> float:
-    """CPU milliseconds of one decision; of this thread, so that a busy machine does not count."""
+    """CPU microseconds of one decision; of this thread, so that a busy machine does not count."""
     began = time.thread_time_ns()
     decision = controller.decide(seen, limits, now)
     spent = time.thread_time_ns() - began
     asked.note(decision, limits, state, now)
-    return spent / 1e6
+    return spent / 1e3
 
 
 def measure(seed: int, seconds: float = RECORDED_SECONDS) -> Iterator[Row]:
@@ -133,12 +133,12 @@ def measure(seed: int, seconds: float = RECORDED_SECONDS) -> Iterator[Row]:
     model = step_model(gpu_type(GPU), MODEL, 1)
     profile = profile_engine(model, ENGINE_LIMITS, seed=seed)
     recording = record(model, seed, seconds)
-    under = f"{seconds:.0f} s of the generated conversation, {MODEL} on {GPU}"
+    under = f"{seconds:.0f} s of one engine"
     for kind in get_args(ControllerType):
         spent = cost(kind, model, profile, recording, seed=seed)
-        sample = f"{len(spent.milliseconds)} decisions"
+        sample = f"{len(spent.microseconds)} decisions"
         if spent.degraded:
             sample += f"; degraded: {spent.degraded[0][:60]}"
-        goal = FLYBALL_GOAL_MS if kind == "Flyball" else None
-        yield Row(f"a decision of {kind}, p50", under, percentile(spent.milliseconds, 50), None, "ms", sample)
-        yield Row(f"a decision of {kind}, p99", under, percentile(spent.milliseconds, 99), goal, "ms", sample)
+        goal = FLYBALL_GOAL_US if kind == "Flyball" else None
+        yield Row(f"{kind}, p50", under, percentile(spent.microseconds, 50), None, "µs", sample)
+        yield Row(f"{kind}, p99", under, percentile(spent.microseconds, 99), goal, "µs", sample)
