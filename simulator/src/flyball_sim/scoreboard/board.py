@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from functools import partial
 from multiprocessing import get_context
 from typing import Any, Protocol
 
@@ -48,12 +50,21 @@ def play(cell: Cell, multiplier: float, options: Options, names: Sequence[str]) 
 
 
 class _Inline(Executor):
-    """Runs each call where it is submitted: one process, for tests and debuggers."""
+    """Runs each call when it is waited for: one process, for tests and debuggers."""
+
+    def __init__(self) -> None:
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
+        self._calls.append((future, partial(fn, *args, **kwargs)))
+        return future
+
+    def run_next(self) -> Future[Any]:
+        """Run the call that has waited longest."""
+        future, call = self._calls.popleft()
         try:
-            future.set_result(fn(*args, **kwargs))
+            future.set_result(call())
         except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
             future.set_exception(error)
         return future
@@ -121,8 +132,7 @@ class _Work:
             else:
                 yield from self._start(case, known["multiplier"])
         while self._waiting:
-            done, _ = wait(self._waiting, return_when=FIRST_COMPLETED)
-            for future in sorted(done, key=lambda each: str(self._waiting[each])):
+            for future in sorted(self._next_done(), key=lambda each: str(self._waiting[each])):
                 what, result = self._waiting.pop(future), future.result()
                 if isinstance(what, Case):
                     self._store.put(_capacity_key(what), self._digest("unlocked", what), {"multiplier": result})
@@ -137,6 +147,11 @@ class _Work:
     def stop(self) -> None:
         """Leave what has not begun, wait for what has."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _next_done(self) -> Iterable[Future[Any]]:
+        if isinstance(self._executor, _Inline):
+            return [self._executor.run_next()]
+        return wait(self._waiting, return_when=FIRST_COMPLETED).done
 
     def _digest(self, name: str, case: Case) -> str:
         return ROWS[name].digest(case, self._options)

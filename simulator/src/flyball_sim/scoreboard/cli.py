@@ -46,6 +46,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--draws", type=_count, default=0, help="parameter draws for the band of each energy (default: %(default)s)"
     )
     parser.add_argument("--seed", type=_count, default=1, help="of traces, draws and intervals (default: %(default)s)")
+    parser.add_argument(
+        "--warm", action="store_true", help="play rows of controllers after 30 unscored minutes as well"
+    )
+    parser.add_argument("--goals", action="store_true", help="print Flyball's goals, exceptions and ranking as well")
+    parser.add_argument("--page", type=Path, help="file that gets all tables as Markdown")
     for name in ("world", "trace", "slo", "controller"):
         parser.add_argument(f"--{name}", action="append", default=[], help=f"only this {name}; may be given again")
     parser.add_argument(
@@ -65,15 +70,17 @@ def run(args: argparse.Namespace) -> int:
 
     from flyball_sim.load.traces import TraceError  # noqa: PLC0415
     from flyball_sim.scoreboard.board import run_board  # noqa: PLC0415
-    from flyball_sim.scoreboard.catalog import HEADLINE, ROWS  # noqa: PLC0415
+    from flyball_sim.scoreboard.catalog import HEADLINE, ROWS, WARM  # noqa: PLC0415
     from flyball_sim.scoreboard.contest import QUICK_RUNS, SEARCH_RUNS, Options  # noqa: PLC0415
+    from flyball_sim.scoreboard.page import page, summary  # noqa: PLC0415
     from flyball_sim.scoreboard.store import Store, StoreError  # noqa: PLC0415
     from flyball_sim.scoreboard.table import table  # noqa: PLC0415
+    from flyball_sim.scoreboard.tuned import tuned  # noqa: PLC0415
 
     errors = Console(stderr=True)
     try:
         cells = _cells(args)
-        rows = _known("controller", args.controller, ROWS) or list(HEADLINE)
+        rows = _known("controller", args.controller, ROWS) or [*HEADLINE, *(WARM if args.warm else ())]
     except _WrongFilterError as error:
         errors.print(f"flyball-sim scoreboard: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return _ERROR
@@ -90,13 +97,27 @@ def run(args: argparse.Namespace) -> int:
     except (StoreError, TraceError) as error:
         errors.print(f"flyball-sim scoreboard: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return _ERROR
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     if not args.json:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
         console = Console()
         # A table in a file or a pipe has no terminal to fit.
         console = console if console.is_terminal else Console(width=_FILE_COLUMNS)
         console.print(table(records, f"seed {args.seed}, {len(cells)} cells; {machine}"), soft_wrap=True)
+        if args.goals:
+            console.print(summary(records), markup=False, highlight=False, soft_wrap=True)
+    if args.page is not None:
+        text = page(records, command=_command(args), machine=machine, tuned=tuned())
+        args.page.write_text(text)
     return 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command that makes the same results again."""
+    words = ["flyball-sim scoreboard", *(["--quick"] if args.quick else []), *(["--warm"] if args.warm else [])]
+    words += ["--data DATA"] if args.data is not None else []
+    for name in ("world", "trace", "slo", "controller", "load"):
+        words += [f"--{name} {value}" for value in getattr(args, name)]
+    return " ".join([*words, f"--draws {args.draws}" if args.draws else "", f"--seed {args.seed}"]).replace("  ", " ")
 
 
 def _cells(args: argparse.Namespace) -> Sequence[Cell]:

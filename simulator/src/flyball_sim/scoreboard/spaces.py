@@ -106,6 +106,17 @@ SPACES: Final[Mapping[str, Space]] = MappingProxyType(
                 "correction_percent": Choice((0, 10, 30)),
             }
         ),
+        "throttllem": Space(
+            {
+                "margin_percent": Number(0, 150),
+                "count_prefill": Choice((False, True)),
+                "ttft_share_percent": Number(0, 100),
+                "tbt_reading": Choice(("Average", "Strict")),
+                "admission": Choice((False, True)),
+                "floor_percent": Number(0, 80),
+                "dwell_milliseconds": Number(0, 3000),
+            }
+        ),
         "pals": Space(
             {
                 "offered_percent": Number(105, 400, log=True),
@@ -120,11 +131,11 @@ SPACES: Final[Mapping[str, Space]] = MappingProxyType(
         ),
         "flyball": Space(
             {
-                "miss_budget_percent": Number(10, 100),
-                "margin_gain_percent": Number(1, 20, log=True),
-                "exploration_percent": Number(100, 200),
-                "down_delay_milliseconds": Number(0, 10_000),
-                "least_gain_percent": Number(0, 10),
+                "miss_budget_percent": Number(40, 90),
+                "margin_gain_percent": Number(2, 10, log=True),
+                "exploration_percent": Number(105, 150),
+                "down_delay_milliseconds": Number(0, 5000),
+                "least_gain_percent": Number(0, 3),
             }
         ),
     }

@@ -11,11 +11,15 @@ from typing import Any, Final
 TUNED_FILE: Final = "tuned.json"
 
 
+def tuned() -> Mapping[str, Any]:
+    """What tuning found, by contender."""
+    found: Mapping[str, Any] = json.loads(files("flyball_sim.scoreboard").joinpath(TUNED_FILE).read_text())
+    return found
+
+
 def tuned_parameters(contender: str) -> Mapping[str, Any]:
     """Fields that tuning set; none where the controller has not been tuned."""
-    text = files("flyball_sim.scoreboard").joinpath(TUNED_FILE).read_text()
-    entry: Mapping[str, Any] = json.loads(text).get(contender, {})
-    parameters: Mapping[str, Any] = entry.get("parameters", {})
+    parameters: Mapping[str, Any] = tuned().get(contender, {}).get("parameters", {})
     return parameters
 
 
