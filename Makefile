@@ -63,7 +63,7 @@ compiled: sync ## the engine's hot modules as machine code, once per source (it 
 scoreboard: compiled ## controllers over worlds, traces, loads and SLOs; hours, resumable (ARGS=--quick: minutes)
 	@.venv/bin/flyball-sim scoreboard $(ARGS)
 
-bench: compiled ## the simulator's speed; latency, CPU, memory and writes of a cluster (ARGS='--only simulator')
+bench: compiled ## speed of simulator and controllers; latency, CPU, memory, writes of a cluster (ARGS='--only decisions')
 	@.venv/bin/flyball-sim bench --out out/bench $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 cluster: sync ## start the control plane and leave it running
