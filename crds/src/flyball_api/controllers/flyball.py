@@ -13,7 +13,7 @@ class FlyballController(ApiModel):
     """Parameters of Flyball's own controller; all have defaults, and most users change none."""
 
     miss_budget_percent: Annotated[int, Unit("%")] = Field(
-        default=60,
+        default=80,
         ge=10,
         le=100,
         description="Share of the misses that the objective's percentile allows which the controller aims at; the rest"

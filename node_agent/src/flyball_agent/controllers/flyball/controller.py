@@ -38,7 +38,7 @@ _FALLBACK_STEP_MHZ: Final = 15
 _LEARNT_STEPS: Final = 0.1
 _LEARNT_PROMPT_SPREAD: Final = 0.4
 _LEARNT_LOOKS: Final = 6
-_EXPLORING_STEP: Final = 0.05
+_EXPLORING_STEP: Final = 0.1
 """Of the clock range: how far below known clocks a decision may go."""
 _KNOWN_LOOKS: Final = 2
 _HISTOGRAMS: Final = (

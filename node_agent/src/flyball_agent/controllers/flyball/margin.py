@@ -16,8 +16,15 @@ from flyball_agent.controllers.signals import Increase, Look
 
 LOWEST: Final = 0.15
 HIGHEST: Final = 1.3
-FIRST: Final = 0.7
+FIRST: Final = 0.65
 _OPEN: Final = 0.8
+_EARLY: Final = 4.0
+_EARLY_REQUESTS: Final = 300.0
+_RECENT: Final = 0.998
+"""Per request, of the recent share of misses."""
+_MUCH: Final = 2.0
+_FASTEST: Final = 4.0
+"""Where recent misses are beyond `_MUCH` times what is allowed, a miss counts more, up to `_FASTEST` times."""
 _MEMORY: Final = 0.995
 """Per request, of the tail's shape."""
 
@@ -77,6 +84,7 @@ class Margin:
     def __init__(self, gain: float, allowed: float) -> None:
         self._gain, self.allowed = gain, allowed
         self.logs = {"ttft": math.log(FIRST), "tpot": math.log(FIRST)}
+        self._recent = self._recent_of = self.judged = 0.0
         self._tails = {name: TailCounter() for name in ("time_per_output_token", "time_to_first_token", "end_to_end")}
 
     @property
@@ -100,23 +108,31 @@ class Margin:
                 saved them.
         """
         missed = {"ttft": 0.0, "tpot": 0.0}
-        done = 0.0
+        done, judged = 0.0, False
         for name, which, threshold in (
-            ("time_per_output_token", "tpot", targets.tpot_seconds),
             ("time_to_first_token", "ttft", targets.ttft_seconds),
+            ("time_per_output_token", "tpot", targets.tpot_seconds),
             ("end_to_end", "tpot", targets.e2e_seconds),
         ):
             if threshold is not None:
                 grown = look.increase(name)
-                done = max(done, grown.count)
+                # Each request is in every histogram, at different looks: one of them counts requests.
+                done = done if judged else grown.count
+                judged = True
                 missed[which] += self._tails[name].count(grown, threshold)
-        if done > 0.0:
-            counts = 1.0 - max(0.0, (open_share - _OPEN) / (1.0 - _OPEN))
-            self.count(done, {which: counts * min(number, done) for which, number in missed.items()}, binds)
+        counts = 1.0 - max(0.0, (open_share - _OPEN) / (1.0 - _OPEN))
+        self.count(done, {which: counts * number for which, number in missed.items()}, binds)
 
     def count(self, requests: float, missed: Mapping[str, float], binds: str) -> None:
         """Move the margins by requests, so many of which missed."""
+        keep = math.pow(_RECENT, requests)
+        self._recent = self._recent * keep + sum(missed.values())
+        self._recent_of = self._recent_of * keep + requests
+        excess = self._recent / max(self._recent_of * self.allowed, 1.0)
+        slow = self._gain * (1.0 + _EARLY * math.exp(-self.judged / _EARLY_REQUESTS))
+        self.judged += requests
+        gain = slow * min(max(excess / _MUCH, 1.0), _FASTEST)
         for which, log in self.logs.items():
             earned = self.allowed * requests * (1.0 if which == binds else 0.0 if binds else 0.5)
-            moved = log + self._gain * (earned - missed[which])
+            moved = log + slow * earned - gain * missed[which]
             self.logs[which] = min(max(moved, math.log(LOWEST)), math.log(HIGHEST))
