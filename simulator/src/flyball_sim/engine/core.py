@@ -16,7 +16,6 @@ from dataclasses import replace
 
 from flyball_agent.controllers.base import Board, RequestView
 from flyball_sim.engine.batch import NOT_SCHEDULED, UNBOUNDED
-from flyball_sim.engine.batch import Sequence as Queued
 from flyball_sim.engine.models import BLOCK_TOKENS
 from flyball_sim.engine.requests import (
     EngineLimits,
@@ -138,30 +137,34 @@ class EngineCore(Stepper):
 
     def board(self) -> Board:
         """The scheduler as it is now: who runs and who waits, with what is known of each."""
-        steps, batch = self.counted().steps, self._batch
-        requests = [self._view(sequence, True) for sequence in batch.running.values()]
-        requests += [self._view(sequence, False) for sequence in batch.waiting]
+        steps, batch, now = self.counted().steps, self._batch, self._now
+        number, views = batch.number, []
+        # It is looked at every 10 ms where a controller wants every iteration, so: one loop, no calls.
+        for sequence in batch.running.values():
+            prompt, generated, computed = sequence.prompt, sequence.generated, sequence.computed
+            if sequence.finish >= 0:
+                generated += number
+                computed = prompt
+            elif computed > prompt:
+                computed = prompt
+            age, since = now - sequence.arrival, now - sequence.scheduled
+            views.append(RequestView(sequence.name, age, prompt, generated, True, sequence.output, since, computed))
+        for sequence in batch.waiting:
+            prompt, scheduled = sequence.prompt, sequence.scheduled
+            views.append(
+                RequestView(
+                    sequence.name,
+                    now - sequence.arrival,
+                    prompt,
+                    sequence.generated,
+                    False,
+                    sequence.output,
+                    None if scheduled == NOT_SCHEDULED else now - scheduled,
+                    0 if sequence.generated else min(sequence.cached, prompt - 1),
+                )
+            )
         limit = batch.limits.max_num_seqs
-        return Board(steps, tuple(requests), BLOCK_TOKENS, batch.kv.capacity, limit, batch.most)
-
-    def _view(self, sequence: Queued, running: bool) -> RequestView:
-        now, prompt, scheduled = self._now, sequence.prompt, sequence.scheduled
-        generated, computed = sequence.generated, sequence.computed
-        if sequence.finish >= 0:
-            generated += self._batch.number
-            computed = prompt
-        elif not running and not generated:
-            computed = min(sequence.cached, prompt - 1)
-        return RequestView(
-            sequence.name,
-            now - sequence.arrival,
-            prompt,
-            generated,
-            running,
-            sequence.output,
-            None if scheduled == NOT_SCHEDULED else now - scheduled,
-            min(computed, prompt),
-        )
+        return Board(steps, tuple(views), BLOCK_TOKENS, batch.kv.capacity, limit, batch.most)
 
     def watts(self) -> float:
         """Of all cards now: the mean over the step under way."""
