@@ -150,7 +150,7 @@ class GroupDriver:
         if "MetricsStale" in faults or "MetricMissing" in faults:
             # The safe state for the SLO is full clocks; the cap is the operator's grant and stays.
             return self._same(group, Outcome(UNLOCKED, UNLOCKED, faults, asked.turn, "fail-safe: metrics"))
-        return self._same(group, Outcome(decision.setpoint, would, faults, asked.turn, decision.because))
+        return self._same(group, Outcome(decision.setpoint, would, faults, asked.turn, decision.because[:_MAX_TEXT]))
 
     def _same(self, group: Group, outcome: Outcome) -> Outcome:
         self._outcomes[group.key] = outcome
