@@ -152,7 +152,8 @@ def test_real_time_and_virtual_time_agree_on_time_per_token_and_joules(tmp_path:
 
 def test_a_page_in_virtual_time_is_what_the_scanner_reads_of_the_page_the_same_engine_writes():
     machine = Machine(MODEL, EngineLimits(131_072, max_num_seqs=24), actuation_delays=False)
-    metrics = EngineMetrics("chat", max_model_len=131_072, kv_blocks=MODEL.kv_blocks, created_seconds=0.0)
+    name = MODEL.model.name
+    metrics = EngineMetrics(name, max_model_len=131_072, kv_blocks=MODEL.kv_blocks, created_seconds=0.0)
     for number, (moment, request) in enumerate(requests()):
         machine.submit(request._replace(cached_tokens=number % 3 * request.prompt_tokens // 3), moment)
         core = machine._core

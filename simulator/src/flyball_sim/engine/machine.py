@@ -228,6 +228,7 @@ class Machine:
                 "time_per_output_token": _shown(counts.time_per_token),
                 "iteration_tokens": Histogram(STEP_BOUNDS, counts.cumulative_steps(), float(counts.step_tokens)),
             },
+            model=self.model.model.name,
         )
 
     def readings(self) -> tuple[GpuReading, ...]:
