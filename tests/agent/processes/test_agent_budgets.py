@@ -110,21 +110,29 @@ HEAVY = ("numpy", "scipy", "sklearn", "lightgbm", "pandas")
 SLO = {"timeToFirstToken": {"thresholdMilliseconds": 500}, "interTokenLatency": {"thresholdMilliseconds": 50}}
 
 
-def test_eight_engines_under_flyball_fit_the_agents_memory_without_a_numeric_library(full_node, memory_of, eventually):
+@pytest.mark.parametrize("kind", ["Flyball", "VoltanaLLM"])
+def test_eight_controllers_that_learn_fit_the_agents_memory_without_a_numeric_library(
+    full_node, memory_of, eventually, kind
+):
     node = full_node
     spec = node.spec(grant=2, slo=SLO)
     for policy in spec["policies"]:
-        policy["controller"] = {"type": "Flyball"}
+        policy["controller"] = {"type": kind}
     node.api.put_plan(spec)
 
-    def decided():
+    def decided(times):
         gpus = json.loads(node.get("/explain")[1])["gpus"]
-        return all(gpu["controller"] == "Flyball" and gpu["decisions"] >= 20 for gpu in gpus)
+        return all(gpu["controller"] == kind and gpu["decisions"] >= times for gpu in gpus)
 
-    eventually("every controller has decided for a while", decided, 60)
-    megabytes, _ = memory_of(node.agent.pid)
+    eventually("every controller decides", lambda: decided(2), 30)
+    before, began, asked = memory_of(node.agent.pid)[1], time.monotonic(), sum(each.requests for each in node.engines)
+    eventually("for a while", lambda: time.monotonic() - began > 8 and decided(16), 60)
+    megabytes, after = memory_of(node.agent.pid)
+    elapsed = time.monotonic() - began
+    rate = (sum(each.requests for each in node.engines) - asked) / elapsed
+    print(f"\nagent, {kind} on 8 engines: {megabytes:.0f} MB, {100 * (after - before) / elapsed:.1f} % of a core")
+    print(f"{rate:.0f} pages and boards a second")
     mapped = Path(f"/proc/{node.agent.pid}/maps").read_text()
-    print(f"\nagent with eight Flyball controllers: {megabytes:.0f} MB")
     assert megabytes <= 90
     assert [library for library in HEAVY if f"/{library}/" in mapped] == []
     assert all(gpu["because"] for gpu in json.loads(node.get("/explain")[1])["gpus"])
