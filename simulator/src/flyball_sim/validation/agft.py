@@ -19,7 +19,7 @@ from flyball_agent.controllers.agft.controller import Agft
 from flyball_agent.controllers.base import GroupController
 from flyball_agent.controllers.fixed import Fixed
 from flyball_api.controllers.agft import AgftController
-from flyball_api.controllers.fixed import FixedController
+from flyball_api.controllers.fixed import FixedController, RoleClock
 from flyball_sim.engine.machine import Machine
 from flyball_sim.engine.models import step_model
 from flyball_sim.engine.requests import EngineLimits
@@ -68,17 +68,32 @@ def hour(controller: GroupController, *, seed: int = 1) -> Hour:
 
 
 @cache
+def _unlocked(seed: int) -> Hour:
+    return hour(Fixed(FixedController(clocks=())), seed=seed)
+
+
+@cache
 def saving(*, improved: bool, seed: int = 1, poll_milliseconds: int = POLL_MILLISECONDS) -> Saving:
     """AGFT's hour beside the unlocked one."""
     setup = setup_of(step_model(GPU_TYPES[CARD], MODEL, 1))
-    unlocked = hour(Fixed(FixedController(clocks=())), seed=seed)
-    ours = hour(Agft(AgftController(improved=improved, poll_milliseconds=poll_milliseconds), setup), seed=seed)
+    parameters = AgftController(improved=improved, poll_milliseconds=poll_milliseconds)
+    return _beside(hour(Agft(parameters, setup), seed=seed), _unlocked(seed))
+
+
+def static_saving(sm_mhz: int, *, seed: int = 1) -> Saving:
+    """The hour at one clock beside the unlocked one."""
+    clock = RoleClock(role="unified", min_megahertz=sm_mhz, max_megahertz=sm_mhz)
+    return _beside(hour(Fixed(FixedController(clocks=(clock,))), seed=seed), _unlocked(seed))
+
+
+def _beside(ours: Hour, unlocked: Hour) -> Saving:
     return Saving(
         100.0 * (1.0 - ours.joules / unlocked.joules),
         100.0 * (ours.latency_seconds / unlocked.latency_seconds - 1.0),
     )
 
 
+@cache
 def rows() -> tuple[Row, ...]:
     """Energy, energy-delay product and latency, each with the improved variant's in its note."""
     paper, better = saving(improved=False), saving(improved=True)
