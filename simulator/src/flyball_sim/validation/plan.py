@@ -39,7 +39,7 @@ def parts(data: Path | None) -> Sequence[tuple[str, Callable[[], tuple[Row, ...]
         ("power", lambda: power.rows(data)),
         ("power limits", lambda: caps.rows(data)),
         ("clock locks", clocks.rows),
-        ("controllers", controllers.rows),
+        ("controllers", lambda: controllers.rows(data)),
         ("after load", linger.rows),
     )
 
