@@ -157,7 +157,9 @@ class VirtualAgent:
 
     def kill(self) -> None:
         """The process dies; the actuator sees its socket closed, and its file of states is of just before."""
-        self._learnt = {entry.key: entry for entry in self.control.remembered() or ()}
+        learnt = self.control.remembered()
+        if learnt is not None:
+            self._learnt = {entry.key: entry for entry in learnt}
         self._life += 1
         self._watch.open = False
         self._hung = False
