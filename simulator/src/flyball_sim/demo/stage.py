@@ -208,8 +208,8 @@ class Stage:
 
     def explain(self) -> None:
         """Show why each card is set as it is, in its controller's words."""
-        self.say("why each GPU is set as it is, in its controller's words (empty: a GPU of nobody)")
-        path = '{range .items[*].status.gpus[*]}{.uuid}{"  "}{.because}{"\\n"}{end}'
+        self.say("why each GPU is set as it is, in its controller's words")
+        path = '{range .items[*].status.gpus[?(@.pod)]}{.pod.name}{": "}{.because}{"\\n"}{end}'
         self.kubectl("get", "nep", "-o", f"jsonpath={path}")
 
     def cut(self, watts: int) -> None:
