@@ -8,9 +8,11 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from flyball_agent.profiles import Profile
 from flyball_agent.profiling.fits import FITS, with_fits
@@ -34,19 +36,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done; 1 it could not be done; 2 the command line is wrong; 130 it was interrupted.
     """
     options = _parser().parse_args(arguments)
-    # A shell's background process ignores the first; the others end as it does: with everything given back.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     run = _profile if options.command == "profile" else _fit
     try:
-        return run(options)
+        with _interruptible():
+            return run(options)
     except KeyboardInterrupt:
         _tell("interrupted: clocks and caps are as they were, points are kept; the same command goes on")
         return INTERRUPTED
     except (RigError, PointsError, KubeError, CredentialError, ValueError, OSError) as error:
         _tell(f"flyball {options.command}: {error}")
         return 1
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """TERM and HUP end as an interrupt does, with everything given back; a shell's background process ignores none."""
+    handlers: dict[signal.Signals, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: _interrupt,
+        signal.SIGHUP: _interrupt,
+    }
+    earlier = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(*_: object) -> None:

@@ -71,7 +71,7 @@ def test_a_profile_broken_off_by_term_gives_the_card_back_and_goes_on_later(make
     node = make_node(1)
     node.start_actuator()
     url = engine_of(node)
-    first = profile(node, url, *SMALL, "--minutes=5")
+    first = profile(node, url, *SMALL, "--minutes=5", "--force")
     until_points(node, 3)
     first.send_signal(signal.SIGTERM)
     assert first.wait(20) == 130, first.stderr.read()
@@ -79,7 +79,7 @@ def test_a_profile_broken_off_by_term_gives_the_card_back_and_goes_on_later(make
     assert caps_and_lock(node) == (700.0, None)
     before = (node.directory / "chat.points").read_text().splitlines()[1:]
 
-    second = profile(node, url, *SMALL, "--minutes=0.05")
+    second = profile(node, url, *SMALL, "--minutes=0.05", "--force")
     _, said = second.communicate(timeout=60)
     assert second.returncode == 0, said
     assert f"{len(before)} of them known" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from flyball_agent.scanner import EngineSample, PageScanner
 
 _BLOCKS: Final = re.compile(rb'vllm[:_]cache_config_info\{[^}]*num_gpu_blocks="(\d+)"')
 _BLOCK_TOKENS: Final = re.compile(rb'vllm[:_]cache_config_info\{[^}]*block_size="(\d+)"')
+_JSON: Final = {"Content-Type": "application/json"}
 _HEADERS: Final = {"Accept": "text/plain;version=0.0.4"}
 _TOKEN_IDS: Final = (1000, 30_000)
 """Ids that every model's vocabulary has, none of them special."""
@@ -100,23 +102,23 @@ class EngineApi:
         Raises:
             RigError: it was refused.
         """
-        low, high = _TOKEN_IDS
-        body = {
-            "model": self._model,
-            "prompt": [self._rng.randrange(low, high) for _ in range(prompt_tokens)],
-            "max_tokens": output_tokens,
-            "ignore_eos": True,
-            "temperature": 0,
-        }
+        body = self._body(prompt_tokens, output_tokens)
         began = self._clock()
         try:
-            async with self._session.post(f"{self._url}/v1/completions", json=body) as response:
+            async with self._session.post(f"{self._url}/v1/completions", data=body, headers=_JSON) as response:
                 text = await response.text()
         except (aiohttp.ClientError, OSError) as error:
             raise RigError(f"engine {self._url} broke off a request ({error}): see its log") from error
         if response.status != 200:
             raise RigError(f"engine {self._url} answered {response.status} to a request: {text[:200]}")
         return self._clock() - began
+
+    def _body(self, prompt_tokens: int, output_tokens: int) -> bytes:
+        """As text at once: hundreds of long prompts as numbers would take tens of megabytes of the agent's pod."""
+        low, high = _TOKEN_IDS
+        prompt = [self._rng.randrange(low, high) for _ in range(prompt_tokens)]
+        asked = {"model": self._model, "max_tokens": output_tokens, "ignore_eos": True, "temperature": 0}
+        return json.dumps({**asked, "prompt": prompt}, separators=(",", ":")).encode()
 
     async def _json(self, path: str) -> Any:
         try:
