@@ -27,7 +27,7 @@ TESTS ?= tests
 ARGS ?=
 CLUSTER ?= local
 
-.PHONY: help demo test lint format crds replay validate compiled scoreboard bench cluster cluster-down clean sync uv
+.PHONY: help demo test lint format crds replay validate compiled scoreboard robustness bench cluster cluster-down clean sync uv
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ compiled: sync ## the engine's hot modules as machine code, once per source (it 
 
 scoreboard: compiled ## controllers over worlds, traces, loads and SLOs; hours, resumable (ARGS=--quick: minutes)
 	@.venv/bin/flyball-sim scoreboard $(ARGS)
+
+robustness: compiled ## controllers when metrics, cards or the load misbehave; a few minutes (ARGS='--repeat 5 --controller Flyball')
+	@.venv/bin/flyball-sim robustness $(ARGS)
 
 bench: compiled ## speed of simulator and controllers; latency, CPU, memory, writes of a cluster (ARGS='--only decisions')
 	@.venv/bin/flyball-sim bench --out out/bench $(if $(DATA),--data "$(DATA)") $(ARGS)

@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": ("flyball_sim.latency.cli_calibrate", "fit a model's step times from measurements"),
     "replay": ("flyball_sim.replay.cli", "what a policy would save on a request trace, in virtual time"),
     "scoreboard": ("flyball_sim.scoreboard.cli", "compare controllers over worlds, traces, loads and SLOs"),
+    "robustness": ("flyball_sim.robustness.cli", "controllers when metrics, cards or the load misbehave"),
     "validate": ("flyball_sim.validation.cli", "compare the simulator with published measurements"),
     "cluster": ("flyball_sim.controlplane.cli", "run a real Kubernetes control plane on this machine"),
     "node": ("flyball_sim.node.cli", "be the kubelet of one simulated GPU node"),
