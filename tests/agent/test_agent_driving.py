@@ -345,6 +345,16 @@ def test_two_pages_tell_what_happened_between_them(said, events):
     assert happened(sample(), sample(**said)) == events
 
 
+def test_a_page_that_lacks_counters_is_no_restart_and_tells_of_nothing(clock):
+    state = EngineState(clock.now)
+    for page in (sample(tokens=9.0, finished=4.0), EngineSample(), sample(tokens=9.0, finished=4.0)):
+        state.take(page, clock.now)
+    assert state.restarts == 0
+    assert happened(sample(), EngineSample()) == happened(EngineSample(), sample()) == set()
+    state.take(sample(tokens=1.0), clock.now)
+    assert state.restarts == 1
+
+
 def test_a_controller_is_woken_by_the_events_it_declared_and_by_no_others(make_node, clock):
     make = Makers(lambda _: Decision(UNLOCKED), events=["completion", "arrival"])
     node = make_node(make)

@@ -5,7 +5,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flyball_agent.files import MAX_PROFILE_BYTES, ProfileFolder, StateFile
@@ -140,6 +140,7 @@ def test_a_file_that_cannot_be_believed_gives_nothing_and_says_why(content, word
     assert words in trouble
 
 
+@example("")
 @given(st.recursive(st.none() | st.floats() | st.text(max_size=4), lambda inner: st.lists(inner, max_size=3)))
 def test_no_json_in_the_file_raises(said):
     content = json.dumps({"kind": "flyball-controllers", "version": 1, "boot": "b", "controllers": said}).encode()

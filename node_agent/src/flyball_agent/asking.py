@@ -106,30 +106,26 @@ def period_of(controller: GroupController) -> float:
 
 
 def happened(before: EngineSample, now: EngineSample) -> frozenset[Event]:
-    """What two pages of an engine tell of what was between them; of one that began anew, everything."""
-    seen: set[Event] = set()
-    done = _count(now, "end_to_end") - _count(before, "end_to_end")
-    inside = _inside(now) - _inside(before)
-    tokens = sum(_value(now, name) - _value(before, name) for name in ("generation_tokens", "prompt_tokens"))
-    if done < 0 or tokens < 0:
+    """What two pages of an engine tell of what was between them; of one that began anew, everything.
+
+    What one of them lacks tells nothing.
+    """
+    done = _grown(_completions(before), _completions(now))
+    steps = [_grown(before.values.get(name), now.values.get(name)) for name in ("generation_tokens", "prompt_tokens")]
+    if done < 0 or min(steps) < 0:
         return frozenset(_ORDER)
-    if done:
-        seen.add("completion")
-    if inside + done > 0:
-        seen.add("arrival")
-    if tokens:
-        seen.add("iteration")
-    return frozenset(seen)
+    inside = [_grown(before.values.get(name), now.values.get(name)) for name in _INSIDE]
+    seen: dict[Event, bool] = {"arrival": sum(inside) + done > 0, "completion": done > 0, "iteration": max(steps) > 0}
+    return frozenset(event for event, holds in seen.items() if holds)
 
 
-def _inside(sample: EngineSample) -> float:
-    return _value(sample, "requests_running") + _value(sample, "requests_waiting")
+_INSIDE: Final = ("requests_running", "requests_waiting")
 
 
-def _value(sample: EngineSample, name: str) -> float:
-    return sample.values.get(name, 0.0)
+def _completions(sample: EngineSample) -> float | None:
+    histogram = sample.histograms.get("end_to_end")
+    return None if histogram is None else histogram.count
 
 
-def _count(sample: EngineSample, name: str) -> float:
-    histogram = sample.histograms.get(name)
-    return 0.0 if histogram is None else histogram.count
+def _grown(before: float | None, now: float | None) -> float:
+    return 0.0 if before is None or now is None else now - before

@@ -215,8 +215,10 @@ class GroupDriver:
     def remembered(self, groups: Sequence[Group]) -> list[Remembered]:
         """What is to be kept of these groups' controllers, those included that have not been made yet."""
         entries = []
+        keys = {group.key: digest(*group.key) for group in groups}
+        self._memory = {key: entry for key, entry in self._memory.items() if key in keys.values()}
         for group in groups:
-            key, asked = digest(*group.key), self._asked.get(group.key)
+            key, asked = keys[group.key], self._asked.get(group.key)
             if asked is None:
                 if key in self._memory:
                     entries.append(self._memory[key])

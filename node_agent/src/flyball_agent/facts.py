@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -108,10 +109,11 @@ class EngineState:
 
 
 def _began_anew(before: EngineSample | None, now: EngineSample) -> bool:
+    """Whether a counter went back; one that a page lacks says nothing."""
     if before is None:
         return False
     return any(
-        now.values.get(name, 0.0) < before.values.get(name, 0.0) for name in ("generation_tokens", "prompt_tokens")
+        now.values.get(name, math.inf) < before.values.get(name, 0.0) for name in ("generation_tokens", "prompt_tokens")
     )
 
 

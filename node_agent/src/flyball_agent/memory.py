@@ -95,6 +95,8 @@ def read(content: bytes, boot_id: str) -> tuple[dict[str, Remembered], str]:
             return {}, f"the kept states are of version {said['version']!r}, and this agent reads {VERSION}"
         if said["boot"] != boot_id:
             return {}, "the kept states are of another boot of this node"
+        if not isinstance(said["controllers"], list):
+            return {}, "the kept states are no list"
         found = [_entry(each) for each in said["controllers"]]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         return {}, f"the kept states cannot be read ({type(error).__name__}: {str(error)[:100]})"
