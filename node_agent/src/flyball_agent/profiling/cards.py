@@ -16,7 +16,7 @@ RENEW_SECONDS: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What the cards of a group have in common."""
+    """What the cards of a group have in common; `cap_max_watts` is the lowest cap that was found on one."""
 
     product: str
     clocks_mhz: tuple[int, ...]
@@ -51,6 +51,7 @@ class HeldCards:
                     f"GPU {uuid} is not on this node, which has {', '.join(known) or 'none'}: give one of it"
                 )
         cards = [known[uuid] for uuid in self._uuids]
+        read = {gpu["uuid"]: gpu for gpu in (await self._ask("read"))["gpus"]}
         products = {card["product"] for card in cards}
         if len(products) > 1:
             raise RigError(f"the GPUs are of products {', '.join(sorted(products))}: one engine runs on one")
@@ -59,7 +60,7 @@ class HeldCards:
             products.pop(),
             tuple(sorted(clocks)),
             max(float(card["cap_min_watts"]) for card in cards),
-            min(float(card["cap_max_watts"]) for card in cards),
+            min(_cap_as_found(card, read.get(card["uuid"], {})) for card in cards),
         )
 
     async def hold(self) -> None:
@@ -118,3 +119,10 @@ class HeldCards:
             return dict(await self._client.ask(operation, **fields))
         except (ActuatorLostError, ActuatorRefusedError) as error:
             raise RigError(f"the actuator did not do {operation}: {error}") from error
+
+
+def _cap_as_found(card: dict[str, Any], report: dict[str, Any]) -> float:
+    """Watts that the card may draw without us: measuring must not let it draw more."""
+    found = (report.get("sample") or {}).get("enforced_cap_watts")
+    caps = [float(card["cap_max_watts"]), float(card["cap_default_watts"])]
+    return min(caps if found is None else [*caps, float(found)])

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-MOST_KEPT: Final = 400
+MOST_KEPT: Final = 200
 """Energy-delay products remembered of each clock; the paper's code keeps all."""
 
 
