@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 from flyball_sim.controlplane.keeper import die_with_parent
 from flyball_sim.scoreboard.catalog import HEADLINE, ROWS
-from flyball_sim.scoreboard.cells import Case, Cell
+from flyball_sim.scoreboard.cells import WORLDS, Case, Cell
 from flyball_sim.scoreboard.contest import Contest, Options, capacity
+from flyball_sim.scoreboard.pool import Pool, pool_capacity
 from flyball_sim.scoreboard.records import Kept, Record, kept_of, record_of
 from flyball_sim.scoreboard.store import Store
 
@@ -40,13 +41,14 @@ class Nobody:
 
 def find_capacity(case: Case, options: Options) -> float | None:
     """The capacity of a case, as a multiplier; None where it has none."""
-    return capacity(case, options).multiplier
+    find = pool_capacity if WORLDS[case.world].split else capacity
+    return find(case, options).multiplier
 
 
 def play(cell: Cell, multiplier: float, options: Options, names: Sequence[str]) -> dict[str, Kept]:
     """Some rows of one cell."""
-    contest = Contest(cell, multiplier, options)
-    return {name: kept_of(contest, ROWS[name].play(contest)) for name in names}
+    ground = (Pool if WORLDS[cell.case.world].split else Contest)(cell, multiplier, options)
+    return {name: kept_of(ground, ROWS[name].make(ground)) for name in names}
 
 
 class _Inline(Executor):
@@ -163,7 +165,7 @@ class _Work:
                 continue
             self._done[cell] = done = {}
             missing = []
-            for name in self._needed:
+            for name in self._names(cell, self._needed):
                 known = self._store.get(_row_key(cell, name), self._digest(name, case))
                 if known is None:
                     missing.append(name)
@@ -176,9 +178,12 @@ class _Work:
                 self._waiting[self._executor.submit(play, cell, multiplier, self._options, names)] = cell, names
             yield from self._finished(cell)
 
+    def _names(self, cell: Cell, names: Iterable[str]) -> list[str]:
+        return [name for name in names if ROWS[name].plays(cell.case.world)]
+
     def _finished(self, cell: Cell) -> Iterator[tuple[Cell, list[Record]]]:
         done = self._done[cell]
-        if any(name not in done for name in self._needed):
+        if any(name not in done for name in self._names(cell, self._needed)):
             return
         seed = self._options.seed
         yield (

@@ -8,23 +8,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from flyball_agent.controllers.fixed import Fixed
 from flyball_api.controllers.fixed import FixedController, RoleClock
-from flyball_sim.scoreboard.cells import AZURE, Case
-from flyball_sim.scoreboard.contest import Contest, Options, Row
+from flyball_sim.scoreboard.cells import AZURE, WORLDS, Case
+from flyball_sim.scoreboard.contest import Contest, Ground, Options, Row
 from flyball_sim.scoreboard.digests import OWN, code_digest
+from flyball_sim.scoreboard.pool import Pool, static_pair_row, unlocked_row
+from flyball_sim.scoreboard.pool_rivals import pool_rival_row
 from flyball_sim.scoreboard.rivals import CONTENDERS, ORACLES, Contender, Play, row, row_of, serve
 from flyball_sim.scoreboard.rows import MODEL_ROWS
 from flyball_sim.scoreboard.runs import Engine
 from flyball_sim.scoreboard.tuned import tuned_parameters
 
-_MODEL_ROOTS: Final = ("flyball_sim.scoreboard.rows", "flyball_sim.scoreboard.records")
-_RIVAL_ROOTS: Final = ("flyball_sim.scoreboard.rivals", "flyball_sim.scoreboard.records")
+_MODEL_ROOT: Final = "flyball_sim.scoreboard.rows"
+_RIVALS_ROOT: Final = "flyball_sim.scoreboard.rivals"
+_POOL_ROOT: Final = "flyball_sim.scoreboard.pool"
+_POOL_RIVALS_ROOT: Final = "flyball_sim.scoreboard.pool_rivals"
+_RECORDS: Final = "flyball_sim.scoreboard.records"
+_FIXED: Final = "flyball_agent.controllers.fixed"
+_MODEL_PACKAGES: Final = ("flyball_sim",)
 OURS: Final = "flyball"
 _TUNED_WITH: Final = {"throttllem-oracle": "throttllem"}
 
@@ -35,8 +41,8 @@ class RowKind:
 
     Attributes:
         name: as `--controller` takes it.
-        play: makes it in a cell.
-        roots: modules whose code, with all they import, it depends on.
+        play: makes it in a cell of one engine; None: there is none.
+        play_pool: makes it in a cell of a prefill and a decode engine; None: there is none.
         packages: only code of these counts.
         contender: the controller with its parameters; None: no controller of the five makes it.
         warm: whether the controller learns before anything counts.
@@ -44,8 +50,8 @@ class RowKind:
     """
 
     name: str
-    play: Callable[[Contest], Row]
-    roots: tuple[str, ...]
+    play: Callable[[Contest], Row] | None
+    play_pool: Callable[[Pool], Row] | None = None
     packages: tuple[str, ...] = OWN
     contender: Contender | None = None
     warm: bool = False
@@ -56,10 +62,34 @@ class RowKind:
         """Whether Flyball has to beat it."""
         return self.contender is not None and self.contender.name not in {*ORACLES, OURS}
 
+    def plays(self, world: str) -> bool:
+        """Whether a world's cells have it."""
+        return (self.play_pool if WORLDS[world].split else self.play) is not None
+
+    def make(self, ground: Ground) -> Row:
+        """The row of a cell.
+
+        Raises:
+            ValueError: cells of its world have none.
+        """
+        if isinstance(ground, Pool) and self.play_pool is not None:
+            return self.play_pool(ground)
+        if isinstance(ground, Contest) and self.play is not None:
+            return self.play(ground)
+        raise ValueError(f"cells of {ground.world.name} have no row {self.name}: leave it out")
+
+    def roots(self, world: str) -> tuple[str, ...]:
+        """Modules whose code, with all they import, it depends on."""
+        split = WORLDS[world].split
+        own = [] if self.contender is None else [self.contender.module]
+        if self.contender is None and self.name != "fixed":
+            return (_POOL_ROOT if split else _MODEL_ROOT, _RECORDS)
+        return (_POOL_RIVALS_ROOT if split else _RIVALS_ROOT, _RECORDS, *(own or [_FIXED]))
+
     def digest(self, case: Case, options: Options) -> str:
         """Of the code, of what it leans on, and of the options and data that change its result in a case's cells."""
         parts: dict[str, Any] = {
-            "code": code_digest(self.roots, self.packages),
+            "code": code_digest(self.roots(case.world), self.packages),
             "seed": options.seed,
             "draws": options.draws,
             "requests": options.requests,
@@ -95,16 +125,18 @@ def _fixed(contest: Contest) -> Row:
 
 
 def _rows() -> dict[str, RowKind]:
+    pools = {"unlocked": unlocked_row}
     rows = [
-        RowKind(name, play, _MODEL_ROOTS, packages=("flyball_sim",), alone=False) for name, play in MODEL_ROWS.items()
+        RowKind(name, play, pools.get(name), packages=_MODEL_PACKAGES, alone=False) for name, play in MODEL_ROWS.items()
     ]
-    rows.append(RowKind("fixed", _fixed, (*_RIVAL_ROOTS, "flyball_agent.controllers.fixed"), alone=False))
+    rows.append(RowKind("static-pair", None, static_pair_row, packages=_MODEL_PACKAGES, alone=False))
+    rows.append(RowKind("fixed", _fixed, alone=False))
     for contender in CONTENDERS.values():
         for name, with_set in _sets(contender).items():
-            roots = (*_RIVAL_ROOTS, contender.module)
             for suffix, warm in (("", False), ("/warm", True)):
                 play = partial(row, contender=with_set, warm=warm)
-                rows.append(RowKind(name + suffix, play, roots, contender=with_set, warm=warm))
+                play_pool = partial(pool_rival_row, contender=with_set, warm=warm)
+                rows.append(RowKind(name + suffix, play, play_pool, contender=with_set, warm=warm))
     return {each.name: each for each in rows}
 
 
@@ -119,15 +151,7 @@ ROWS: Final[Mapping[str, RowKind]] = MappingProxyType(_rows())
 """Every row of a cell by its name; a controller with two sets of parameters is two rows, and two more when warm."""
 
 
-def _is_here(kind: RowKind) -> bool:
-    return kind.contender is None or find_spec(kind.contender.module) is not None
-
-
-HEADLINE: Final = tuple(
-    name for name, kind in ROWS.items() if not kind.warm and name != f"{OURS}/tuned" and _is_here(kind)
-)
+HEADLINE: Final = tuple(name for name, kind in ROWS.items() if not kind.warm and name != f"{OURS}/tuned")
 """Rows that are played unless others are asked for: controllers as they start, learning counted."""
-WARM: Final = tuple(
-    name for name, kind in ROWS.items() if kind.warm and name != f"{OURS}/tuned/warm" and _is_here(kind)
-)
+WARM: Final = tuple(name for name, kind in ROWS.items() if kind.warm and name != f"{OURS}/tuned/warm")
 """The same controllers after half an hour that does not count."""

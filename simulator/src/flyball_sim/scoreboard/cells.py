@@ -30,13 +30,14 @@ OFF_EDGE = Slo("off-edge", 0.8, 0.035)
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """One engine on its cards, and the SLOs it is asked to hold."""
+    """One engine on its cards, or one that prefills and one like it that decodes, and the SLOs it is asked to hold."""
 
     name: str
     gpu: str
     model: str
     gpus: int
     slos: tuple[Slo, ...]
+    split: bool = False
 
 
 WORLDS: Mapping[str, World] = MappingProxyType(
@@ -48,6 +49,7 @@ WORLDS: Mapping[str, World] = MappingProxyType(
             World("70b-h200-tp4", "H200-SXM", "llama-3.1-70b", 4, _LARGE),
             World("qwen3-32b-h100-tp2", "H100-SXM5", "qwen3-32b", 2, _LARGE),
             World("8b-a100", "A100-SXM4-80GB", "llama-3.1-8b", 1, _SMALL),
+            World("8b-pd-h100", "H100-SXM5", "llama-3.1-8b", 1, _SMALL[1:2], split=True),
         )
     }
 )

@@ -88,8 +88,8 @@ class Trial:
         return self.outcomes.energy_joules
 
 
-class Contest:
-    """One cell at its load; runs are made when a row first asks for them.
+class Ground:
+    """A cell at its load: what every run of it has in common.
 
     Args:
         cell: which.
@@ -105,16 +105,33 @@ class Contest:
         self.multiplier = multiplier * cell.load / 100.0
         self.trace = case_trace(cell, self.multiplier, options)
         self.end_seconds = cells.end_seconds(self.trace, self.slo)
-        self.misses = allowed_misses(len(self.trace))
         self.blocks = np.linspace(0.0, self.end_seconds, BLOCKS + 1)[1:]
         gpu = self.engine.model.gpu
         self.clocks = [clock for clock in gpu.supported_sm_mhz() if clock <= gpu.lock_ceiling_mhz]
-        self.caps = list(np.arange(gpu.cap_min_watts, gpu.cap_max_watts + 0.5, CAP_STEP_WATTS))
 
     @property
     def seed(self) -> int:
         """Of everything random in it."""
         return self.options.seed
+
+    def drawn_engines(self) -> Iterator[Engine]:
+        """The engine under each parameter draw."""
+        for index in range(self.options.draws):
+            yield self.drawn_engine(index)
+
+    def drawn_engine(self, index: int) -> Engine:
+        """The engine under one parameter draw."""
+        return cells.engine_of(self.world, draw(self.options.seed, index))
+
+
+class Contest(Ground):
+    """A cell of one engine; runs are made when a row first asks for them."""
+
+    def __init__(self, cell: Cell, multiplier: float, options: Options) -> None:
+        super().__init__(cell, multiplier, options)
+        gpu = self.engine.model.gpu
+        self.misses = allowed_misses(len(self.trace))
+        self.caps = list(np.arange(gpu.cap_min_watts, gpu.cap_max_watts + 0.5, CAP_STEP_WATTS))
 
     def serve(
         self, schedule: Schedule, *, engine: Engine | None = None, marks: Sequence[float] | Floats | None = None
@@ -204,15 +221,6 @@ class Contest:
             if not schedule or schedule[-1][1] != setting:
                 schedule.append((float(at), setting))
         return schedule
-
-    def drawn_engines(self) -> Iterator[Engine]:
-        """The engine under each parameter draw."""
-        for index in range(self.options.draws):
-            yield self.drawn_engine(index)
-
-    def drawn_engine(self, index: int) -> Engine:
-        """The engine under one parameter draw."""
-        return cells.engine_of(self.world, draw(self.options.seed, index))
 
     def drawn(self, schedule: Schedule, outcomes: Outcomes, *, parked: bool = False) -> tuple[tuple[float, float], ...]:
         """Energy and attainment of the same schedule under each parameter draw.

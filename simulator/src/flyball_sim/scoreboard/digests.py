@@ -54,11 +54,16 @@ def _closure(roots: Iterable[str], packages: tuple[str, ...]) -> dict[str, Path]
 
 @lru_cache(maxsize=1024)
 def _path_of(name: str) -> Path | None:
-    try:
-        spec = find_spec(name)
-    except ModuleNotFoundError:
+    """Its source, also where what is imported is compiled: both give the same results."""
+    top, *parts = name.split(".")
+    spec = find_spec(top)
+    if spec is None or not spec.submodule_search_locations:
         return None
-    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+    place = Path(spec.submodule_search_locations[0], *parts)
+    for path in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+        if path.is_file() and (parts or path.name == "__init__.py"):
+            return path
+    return None
 
 
 @lru_cache(maxsize=1024)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flyball_sim.scoreboard.cells import Cell
-from flyball_sim.scoreboard.contest import BLOCKS, Contest, Row
+from flyball_sim.scoreboard.contest import BLOCKS, Ground, Row
 from flyball_sim.scoreboard.intervals import ratio_interval, share_interval
 from flyball_sim.scoreboard.slo import ATTAINMENT
 
@@ -18,7 +18,7 @@ Record = dict[str, Any]
 """One row of one cell, as `--json` prints it."""
 
 
-def kept_of(contest: Contest, row: Row) -> Kept:
+def kept_of(contest: Ground, row: Row) -> Kept:
     """All that is worth keeping of a row; it depends on no other row."""
     interval: tuple[float | None, float | None] = (None, None)
     if len(row.met):
@@ -88,7 +88,7 @@ def record_of(cell: Cell, name: str, kept: Kept, *, unlocked: Kept, bound: Kept 
     }
 
 
-def _provenance(contest: Contest) -> str:
+def _provenance(contest: Ground) -> str:
     model = contest.engine.model
     modelled = "modelled" in (model.provenance, model.gpu.provenance)
     return "modelled" if modelled else "measured"

@@ -12,17 +12,18 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from flyball_agent.controllers.base import GroupController, Setup, Targets
+from flyball_agent.controllers.base import ControlLimits, GroupController, Setup, Targets
 from flyball_agent.controllers.registry import CONTROLLERS
 from flyball_api.controllers.union import PARAMETERS, ControllerType
 from flyball_sim.engine.machine import Machine
 from flyball_sim.load.traces import TraceRequest
-from flyball_sim.scoreboard.contest import Contest, Row
+from flyball_sim.scoreboard.contest import Contest, Ground, Row
 from flyball_sim.scoreboard.profiled import needs_profile, profile_of
 from flyball_sim.scoreboard.runs import Engine
 from flyball_sim.scoreboard.slo import ATTAINMENT, Floats, Slo
 from flyball_sim.scoreboard.warmup import WARM_SECONDS, warm_up
 from flyball_sim.world.direct import EngineRun, control_limits, run_engine, setup_of
+from flyball_sim.world.pair import PairRun
 from flyball_sim.world.slo import met_all
 
 PRIOR_OFF: Final = 0.3
@@ -137,7 +138,7 @@ class Play:
         preemptions: sequences computed again, warm-up included.
     """
 
-    run: EngineRun
+    run: EngineRun | PairRun
     met: Floats
     tokens: int
     completed: int
@@ -153,17 +154,38 @@ def play(contest: Contest, contender: Contender, *, warm: bool, drawn: int | Non
         warm: after half an hour of the same kind of traffic that does not count.
         drawn: number of the parameter draw the engine has; None: the nominal one.
     """
-    options, seed = contest.options, cell_seed(contest)
-    which = None if drawn is None else (options.seed, drawn)
     engine = contest.engine if drawn is None else contest.drawn_engine(drawn)
+    controller = fresh(contest, contender, engine, drawn=drawn)
+    return serve(contest, engine, controller, native=contender.native, before=traffic_before(contest, warm=warm))
+
+
+def fresh(contest: Ground, contender: Contender, engine: Engine, *, drawn: int | None = None) -> GroupController:
+    """A controller that has not seen the cell, with the profile of its engine where it needs one."""
+    seed = cell_seed(contest)
+    which = None if drawn is None else (contest.seed, drawn)
     profile = profile_of(contest.cell.case.world, contender.kind, which) if needs_profile(contender.kind) else None
-    setup = setup_of(engine.model, seed=seed, profile=profile)
-    controller = make(contender, setup, prior_factors(contender, seed))
-    before: tuple[TraceRequest, ...] = ()
-    if warm:
-        trace = contest.cell.case.trace
-        before = warm_up(trace, contest.multiplier, seed=options.seed, data=options.data)
-    return serve(contest, engine, controller, native=contender.native, before=before)
+    return make(contender, setup_of(engine.model, seed=seed, profile=profile), prior_factors(contender, seed))
+
+
+def traffic_before(contest: Ground, *, warm: bool) -> tuple[TraceRequest, ...]:
+    """The warm-up's requests; none where there is no warm-up."""
+    if not warm:
+        return ()
+    options = contest.options
+    return warm_up(contest.cell.case.trace, contest.multiplier, seed=options.seed, data=options.data)
+
+
+def scored_from(arrivals: Arrivals, before: Sequence[TraceRequest]) -> tuple[float, tuple[TraceRequest, ...]]:
+    """When the scored requests begin, and all requests."""
+    start = WARM_SECONDS if before else 0.0
+    scored = (replace(request, arrival_seconds=start + request.arrival_seconds) for request in arrivals.trace)
+    return start, (*before, *(scored if before else arrivals.trace))
+
+
+def limits_of(arrivals: Arrivals, engine: Engine) -> ControlLimits:
+    """What every controller may set, and what it is to hold."""
+    targets = Targets(arrivals.slo.ttft_seconds, arrivals.slo.tpot_seconds, attainment=ATTAINMENT)
+    return control_limits(engine.model, int(engine.model.gpu.cap_default_watts), targets)
 
 
 def serve(
@@ -175,32 +197,32 @@ def serve(
     before: Sequence[TraceRequest] = (),
 ) -> Play:
     """Let a controller drive an engine, after traffic that does not count where there is any."""
-    slo, start = arrivals.slo, WARM_SECONDS if before else 0.0
-    scored = arrivals.trace
-    if before:
-        scored = tuple(replace(request, arrival_seconds=start + request.arrival_seconds) for request in scored)
-    gpu = engine.model.gpu
+    start, requests = scored_from(arrivals, before)
     machine = Machine(engine.model, engine.limits, dies=engine.dies, seed=arrivals.seed)
-    targets = Targets(slo.ttft_seconds, slo.tpot_seconds, attainment=ATTAINMENT)
     run = run_engine(
         machine,
-        (*before, *scored),
+        requests,
         controller,
         model=engine.model,
         end_seconds=start + arrivals.end_seconds,
-        limits=control_limits(engine.model, int(gpu.cap_default_watts), targets),
+        limits=limits_of(arrivals, engine),
         native=native,
         score_seconds=start,
         marks=start + arrivals.blocks,
         stopwatch=time.process_time,
     )
-    finished = ~np.isnan(run.outcomes.finished_seconds[len(before) :])
+    return play_of(arrivals, run, unscored=len(before), preemptions=machine.preemptions)
+
+
+def play_of(arrivals: Arrivals, run: EngineRun | PairRun, *, unscored: int, preemptions: int) -> Play:
+    """What a run came to for the scored requests, those after the first `unscored`."""
+    finished = ~np.isnan(run.outcomes.finished_seconds[unscored:])
     return Play(
         run=run,
-        met=met_all(run.outcomes, slo.bounds)[len(before) :].astype(float),
-        tokens=int(run.outcomes.output_tokens[len(before) :][finished].sum()),
+        met=met_all(run.outcomes, arrivals.slo.bounds)[unscored:].astype(float),
+        tokens=int(run.outcomes.output_tokens[unscored:][finished].sum()),
         completed=int(finished.sum()),
-        preemptions=machine.preemptions,
+        preemptions=preemptions,
     )
 
 
@@ -232,7 +254,7 @@ def row_of(nominal: Play, drawn: list[Play]) -> Row:
     )
 
 
-def cell_seed(contest: Contest) -> int:
+def cell_seed(contest: Ground) -> int:
     """Of what a controller draws in a cell."""
     return int(_uniform(f"{contest.options.seed}/{sorted(contest.cell.key.items())}") * 2**31)
 

@@ -67,10 +67,10 @@ class TuningCell:
 
 
 CELLS: Final = (
-    TuningCell("8b-h100", "diurnal:swing=0.7", "mid", 60, 300),
-    TuningCell("8b-h100", "ramp:factor=4,cv=1.5,lengths=code", "loose", 30, 300),
-    TuningCell("70b-h100-tp4", "poisson", "mid", 80, 360),
-    TuningCell("8b-a100", "diurnal:swing=0.9,period=180,cv=2", "mid", 25, 900),
+    TuningCell("8b-h100", "diurnal:swing=0.7", "mid", 60, 160),
+    TuningCell("8b-h100", "ramp:factor=4,cv=1.5,lengths=code", "loose", 30, 200),
+    TuningCell("70b-h100-tp4", "poisson", "mid", 80, 240),
+    TuningCell("8b-a100", "diurnal:swing=0.9,period=180,cv=2", "mid", 25, 600),
 )
 """Short, so that fifty trials take minutes; of kinds, worlds, SLOs and loads as far apart as the board's."""
 
