@@ -22,6 +22,9 @@ from flyball_agent.controllers.flyball.power import PowerModel
 
 _VALLEY_STEPS: Final = 24
 """The grid above the lowest feasible clock is looked through in at most so many steps."""
+_UNKNOWN_SHARE: Final = 0.55
+_UNKNOWN_SLACK: Final = 0.4
+"""Of the time to first token, for what is lost at a clock that an unknown engine waits at."""
 _UPHILL: Final = 3
 """Steps up without a gain end the search."""
 
@@ -158,3 +161,14 @@ def parking(view: View, load: Load, *, wake: int, look_seconds: float, slack: fl
             continue
         return index
     return wake
+
+
+def unknown_parking(clocks: Sequence[int], top_mhz: int, ttft_seconds: float, look_seconds: float) -> int:
+    """The lowest clock at which an engine that has never worked may wait for its first request.
+
+    Nothing is known of it, but that no work takes longer than in inverse proportion to the clock: until the next look
+    has changed the clock, a request falls behind by at most `1 - x` of that time.
+    """
+    late = look_seconds + ACTUATION_SECONDS
+    share = max(_UNKNOWN_SHARE, 1.0 - _UNKNOWN_SLACK * ttft_seconds / late)
+    return next((index for index, mhz in enumerate(clocks) if mhz >= share * top_mhz), len(clocks) - 1)

@@ -19,7 +19,7 @@ from flyball_agent.controllers.base import (
 )
 from flyball_agent.controllers.flyball.anticipation import Anticipation
 from flyball_agent.controllers.flyball.cards import Prior, prior_of
-from flyball_agent.controllers.flyball.choice import Choice, View, choose, parking
+from flyball_agent.controllers.flyball.choice import Choice, View, choose, parking, unknown_parking
 from flyball_agent.controllers.flyball.drift import DriftWatch
 from flyball_agent.controllers.flyball.latency import LatencyModel
 from flyball_agent.controllers.flyball.load import Load, LoadMeter
@@ -34,6 +34,7 @@ from flyball_api.controllers.flyball import FlyballController
 STATE_VERSION: Final = 1
 STALE_SECONDS: Final = 2.5
 LOOK_SECONDS: Final = 0.5
+PARK_SECONDS: Final = 2.0
 _FALLBACK_STEP_MHZ: Final = 15
 _LEARNT_STEPS: Final = 0.1
 _LEARNT_PROMPT_SPREAD: Final = 0.4
@@ -96,6 +97,7 @@ class Flyball:
         self._ahead = Anticipation()
         self._looker = Looker(_HISTOGRAMS)
         self._learnt_looks = 0
+        self._ready = False
         self._known_share = 1.0
         self._held: int | None = None
         self._held_looks = 0
@@ -107,6 +109,7 @@ class Flyball:
         self._clock_spread = 0.0
         self._open = 1.0
         self._binds = ""
+        self._idle_seconds = 0.0
         self._unlock_until = -math.inf
         self._why_unlocked = ""
         self._last: Decision | None = None
@@ -143,10 +146,24 @@ class Flyball:
         self._learn(look, role, share, now)
         if now < self._unlock_until:
             return self._unlocked(self._why_unlocked)
-        if not self._learnt(role):
-            return self._unlocked("the engine's times are not learnt yet")
+        self._ready = self._ready or self._learnt(role)
+        if not self._ready:
+            return self._unknown(load, grid, top, limits)
+        self._idle_seconds = self._idle_seconds + look.seconds if load.idle else 0.0
         view = View(self._latency, self._power, grid, top, limits.targets, self._margin)
         return self._controlled(view, load, limits, now)
+
+    def _unknown(self, load: Load, grid: tuple[int, ...], top: int, limits: ControlLimits) -> Decision:
+        """Open while it works, to measure it; not quite open while it waits."""
+        ttft = limits.targets.ttft_seconds
+        if not (load.idle and self._parameters.park_idle and ttft is not None):
+            return self._unlocked("the engine's times are not learnt yet")
+        mhz = grid[unknown_parking(grid, top, ttft, LOOK_SECONDS)]
+        self._held, self._held_looks, self._lower_since, self._asked_share = None, 0, None, mhz / top
+        return self._answer(
+            GroupSetpoint(sm_mhz=(mhz, mhz)),
+            f"waits at {mhz} MHz for its first requests, from which to learn its times",
+        )
 
     def _controlled(self, view: View, load: Load, limits: ControlLimits, now: float) -> Decision:
         grid = view.clocks
@@ -157,10 +174,10 @@ class Flyball:
         if chosen.index is None:
             return self._unlocked(f"no clock holds the objectives: {chosen.binds} at {grid[-1]} MHz")
         step = max(1, round(_EXPLORING_STEP * len(grid)))
-        index = max(chosen.index, known - step)
+        index = max(chosen.index, known - step, math.ceil(self._margin.floor * (len(grid) - 1)))
         held = len(grid) - 1 if self._held is None else min(self._held, len(grid) - 1)
         parked = False
-        if load.idle and self._parameters.park_idle:
+        if self._idle_seconds >= PARK_SECONDS and self._parameters.park_idle:
             lowest = parking(view, load, wake=index, look_seconds=LOOK_SECONDS, slack=slack)
             parked = view.power.waiting_watts(grid[lowest] / view.top_mhz) < view.power.waiting_watts(
                 grid[index] / view.top_mhz
@@ -259,6 +276,7 @@ class Flyball:
         self._latency.gains.inflate(10.0)
         self._drift.clear()
         self._learnt_looks = 0
+        self._ready = False
         self._known_share = 1.0
         self._unlock_until = now + _UNLOCK_AFTER_ALARM_SECONDS
         self._why_unlocked = why
@@ -351,6 +369,7 @@ class Flyball:
             "margins": dict(self._margin.logs),
             "known_share": self._known_share,
             "learnt_looks": self._learnt_looks,
+            "ready": self._ready,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -375,6 +394,9 @@ class Flyball:
             }
             self._known_share = number(state, "known_share", 0.0, 1.0)
             self._learnt_looks = int(number(state, "learnt_looks", 0.0, 1e15))
+            if not isinstance(state.get("ready"), bool):
+                raise ValueError(f"state: ready is {state.get('ready')!r}: true or false is wanted")
+            self._ready = state["ready"]
         except ValueError:
             self._fresh()
             raise

@@ -17,12 +17,17 @@ from flyball_agent.controllers.signals import Increase, Look
 LOWEST: Final = 0.15
 HIGHEST: Final = 1.3
 FIRST: Final = 0.65
+SMALLEST: Final = 0.5
+"""Below it misses come from what the predictions do not see (answers of a few tokens, say): then a smaller share of the
+objective would make the clock jump with every change of load, and the margin lifts the lowest clock instead."""
 _OPEN: Final = 0.8
 _EARLY: Final = 4.0
 _EARLY_REQUESTS: Final = 300.0
-_RECENT: Final = 0.998
+_RECENT: Final = 0.9997
 """Per request, of the recent share of misses."""
-_MUCH: Final = 2.0
+_FEW: Final = 3.0
+"""Misses that are no reason for haste, whatever share they are."""
+_MUCH: Final = 1.3
 _FASTEST: Final = 4.0
 """Where recent misses are beyond `_MUCH` times what is allowed, a miss counts more, up to `_FASTEST` times."""
 _MEMORY: Final = 0.995
@@ -90,12 +95,18 @@ class Margin:
     @property
     def ttft(self) -> float:
         """Of the time to first token."""
-        return math.exp(self.logs["ttft"])
+        return max(math.exp(self.logs["ttft"]), SMALLEST)
 
     @property
     def tpot(self) -> float:
         """Of the time per output token, and of whole answers."""
-        return math.exp(self.logs["tpot"])
+        return max(math.exp(self.logs["tpot"]), SMALLEST)
+
+    @property
+    def floor(self) -> float:
+        """How far up the range of clocks none lower is taken, whatever is predicted: 0 to 1."""
+        least = min(self.logs.values())
+        return min(max((math.log(SMALLEST) - least) / math.log(SMALLEST / LOWEST), 0.0), 1.0)
 
     def see(self, look: Look, targets: Targets, *, binds: str, open_share: float) -> None:
         """Count the requests of a look.
@@ -128,7 +139,7 @@ class Margin:
         keep = math.pow(_RECENT, requests)
         self._recent = self._recent * keep + sum(missed.values())
         self._recent_of = self._recent_of * keep + requests
-        excess = self._recent / max(self._recent_of * self.allowed, 1.0)
+        excess = self._recent / max(self._recent_of * self.allowed, _FEW)
         slow = self._gain * (1.0 + _EARLY * math.exp(-self.judged / _EARLY_REQUESTS))
         self.judged += requests
         gain = slow * min(max(excess / _MUCH, 1.0), _FASTEST)
