@@ -91,7 +91,8 @@ class RowKind:
         parts: dict[str, Any] = {
             "code": code_digest(self.roots(case.world), self.packages),
             "seed": options.seed,
-            "draws": options.draws,
+            "draws": 0 if self.warm else options.draws,
+            "seconds": options.seconds,
             "requests": options.requests,
             **{name: version(name) for name in ("numpy", "scipy")},
         }
@@ -155,3 +156,10 @@ HEADLINE: Final = tuple(name for name, kind in ROWS.items() if not kind.warm and
 """Rows that are played unless others are asked for: controllers as they start, learning counted."""
 WARM: Final = tuple(name for name, kind in ROWS.items() if kind.warm and name != f"{OURS}/tuned/warm")
 """The same controllers after half an hour that does not count."""
+
+QUICK: Final = (
+    *("unlocked", "static-clock", "clairvoyant", "bound"),
+    *(f"{name}/tuned" for name in ("agft-improved", "voltanallm", "throttllem", "pals")),
+    OURS,
+)
+"""Rows of the quick board: one of each controller."""

@@ -58,16 +58,19 @@ AZURE = "azure-conversation"
 TRACES: Mapping[str, str] = MappingProxyType(
     {
         AZURE: "azure",
-        "conversation": "conversation:rate=5,seconds=1200",
-        "code": "code:rate=5,seconds=1200",
-        "servegen-day": "servegen-day:rate=5,seconds=1200",
-        "bursts": "gamma:rate=5,seconds=1200,cv=3",
-        "step": "step:rate=5,seconds=1200",
-        "flash-crowd": "flash-crowd:rate=5,seconds=1200",
-        "idle-heavy": "idle-heavy:rate=5,seconds=1200",
+        "conversation": "conversation:rate=5",
+        "code": "code:rate=5",
+        "servegen-day": "servegen-day:rate=5",
+        "bursts": "gamma:rate=5,cv=3",
+        "step": "step:rate=5",
+        "flash-crowd": "flash-crowd:rate=5",
+        "idle-heavy": "idle-heavy:rate=5",
     }
 )
-"""By name, what `load.generators.open_trace` is asked for; seconds and rates are those of multiplier 1."""
+"""By name, what `load.generators.open_trace` is asked for; rates are those of multiplier 1."""
+SECONDS = 1200.0
+QUICK_SECONDS = 400.0
+"""Of a generated trace at multiplier 1; of the quick board's."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -136,9 +139,9 @@ def engine_of(world: World, draw: Draw | None = None) -> Engine:
 
 
 @lru_cache(maxsize=16)
-def base_trace(name: str, data: Path | None, seed: int) -> tuple[TraceRequest, ...]:
-    """The trace at multiplier 1."""
-    return open_trace(TRACES[name], seed=seed, data=data)
+def base_trace(name: str, data: Path | None, seed: int, seconds: float = SECONDS) -> tuple[TraceRequest, ...]:
+    """The trace at multiplier 1; the measured one is as long as it is."""
+    return open_trace(TRACES[name], seconds=None if name == AZURE else seconds, seed=seed, data=data)
 
 
 def at_multiplier(trace: Sequence[TraceRequest], multiplier: float) -> tuple[TraceRequest, ...]:

@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
 
     from flyball_sim.load.traces import TraceError  # noqa: PLC0415
     from flyball_sim.scoreboard.board import run_board  # noqa: PLC0415
-    from flyball_sim.scoreboard.catalog import HEADLINE, ROWS, WARM  # noqa: PLC0415
+    from flyball_sim.scoreboard.catalog import HEADLINE, QUICK, ROWS, WARM  # noqa: PLC0415
+    from flyball_sim.scoreboard.cells import QUICK_SECONDS, SECONDS  # noqa: PLC0415
     from flyball_sim.scoreboard.contest import QUICK_RUNS, SEARCH_RUNS, Options  # noqa: PLC0415
     from flyball_sim.scoreboard.page import page, summary  # noqa: PLC0415
     from flyball_sim.scoreboard.store import Store, StoreError  # noqa: PLC0415
@@ -80,12 +81,16 @@ def run(args: argparse.Namespace) -> int:
     errors = Console(stderr=True)
     try:
         cells = _cells(args)
-        rows = _known("controller", args.controller, ROWS) or [*HEADLINE, *(WARM if args.warm else ())]
+        rows = _known("controller", args.controller, ROWS) or [
+            *(QUICK if args.quick else HEADLINE),
+            *(WARM if args.warm else ()),
+        ]
     except _WrongFilterError as error:
         errors.print(f"flyball-sim scoreboard: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return _ERROR
     runs = QUICK_RUNS if args.quick else SEARCH_RUNS
-    options = Options(seed=args.seed, draws=args.draws, data=args.data, search_runs=runs)
+    seconds = QUICK_SECONDS if args.quick else SECONDS
+    options = Options(seed=args.seed, draws=args.draws, data=args.data, seconds=seconds, search_runs=runs)
     records: list[dict[str, Any]] = []
     try:
         with Store(args.out) as store, _Bar(errors) as bar:

@@ -22,7 +22,7 @@ from flyball_sim.scoreboard.slo import ATTAINMENT, CAPACITY_ATTAINMENT, Floats, 
 CAPACITY_TOLERANCE = 0.02
 CAP_STEP_WATTS = 5.0
 SEARCH_RUNS = 300
-QUICK_RUNS = 120
+QUICK_RUNS = 60
 """Runs of the search for the clairvoyant schedule."""
 MEMORY_SECONDS = 40.0
 """For so long an engine feels a slot's clock, at most loads."""
@@ -38,6 +38,7 @@ class Options:
         seed: of traces, draws and intervals.
         draws: parameter draws for the bands of energy; 0: none.
         data: directory of the measured data.
+        seconds: of each generated trace at multiplier 1.
         requests: only so many of each trace (None: all); for tests, too few to mean anything.
         search_runs: runs of the search for the clairvoyant schedule.
     """
@@ -45,6 +46,7 @@ class Options:
     seed: int = 1
     draws: int = 0
     data: Path | None = None
+    seconds: float = cells.SECONDS
     requests: int | None = None
     search_runs: int = SEARCH_RUNS
 
@@ -264,7 +266,9 @@ def parked_joules(engine: Engine, outcomes: Outcomes) -> float:
 
 def case_trace(cell: Cell, multiplier: float, options: Options) -> tuple[TraceRequest, ...]:
     """A cell's arrivals at a rate multiplier."""
-    base = cells.shortened(cells.base_trace(cell.case.trace, options.data, options.seed), options.requests)
+    base = cells.shortened(
+        cells.base_trace(cell.case.trace, options.data, options.seed, options.seconds), options.requests
+    )
     return cells.at_multiplier(base, multiplier)
 
 

@@ -59,7 +59,7 @@ def pool_play(pool: Pool, contender: Contender, *, warm: bool, drawn: int | None
 
 
 def pool_rival_row(pool: Pool, contender: Contender, *, warm: bool = False) -> Row:
-    """A controller's row of a cell, with its energies under the parameter draws."""
+    """A controller's row of a cell, with its energies under the parameter draws where it starts cold."""
     nominal = pool_play(pool, contender, warm=warm)
-    drawn = [pool_play(pool, contender, warm=warm, drawn=index) for index in range(pool.options.draws)]
-    return row_of(nominal, drawn)
+    draws = 0 if warm else pool.options.draws
+    return row_of(nominal, [pool_play(pool, contender, warm=False, drawn=index) for index in range(draws)])

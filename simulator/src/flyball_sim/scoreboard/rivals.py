@@ -227,10 +227,10 @@ def play_of(arrivals: Arrivals, run: EngineRun | PairRun, *, unscored: int, pree
 
 
 def row(contest: Contest, contender: Contender, *, warm: bool = False) -> Row:
-    """A controller's row of a cell, with its energies under the parameter draws."""
+    """A controller's row of a cell, with its energies under the parameter draws where it starts cold."""
     nominal = play(contest, contender, warm=warm)
-    drawn = [play(contest, contender, warm=warm, drawn=index) for index in range(contest.options.draws)]
-    return row_of(nominal, drawn)
+    draws = 0 if warm else contest.options.draws
+    return row_of(nominal, [play(contest, contender, warm=False, drawn=index) for index in range(draws)])
 
 
 def row_of(nominal: Play, drawn: list[Play]) -> Row:
