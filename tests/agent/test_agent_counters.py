@@ -82,6 +82,19 @@ def test_latencies_are_counted_with_those_within_and_whether_that_is_exact():
     assert (latency.total, latency.within, latency.interpolated) == (40, 20, True)
 
 
+def test_the_time_between_tokens_is_each_requests_mean_and_only_without_that_single_gaps():
+    gaps, means = (Histogram(BOUNDS, counts, 1.0) for counts in ((0.0, 90.0, 100.0), (10.0, 10.0, 10.0)))
+    nothing = Histogram(BOUNDS, (0.0, 0.0, 0.0), 0.0)
+    counted = []
+    for families in ({"inter_token_latency": gaps, "time_per_output_token": means}, {"inter_token_latency": gaps}):
+        made = account(inter_token_latency=0.25)
+        made.page("e", EngineSample({}, dict.fromkeys(families, nothing)))
+        made.page("e", EngineSample({}, families))
+        latency = made.counters(1.0, 1, 0).inter_token_latency
+        counted.append((latency.total, latency.within))
+    assert counted == [(10, 10), (100, 0)]
+
+
 def test_a_restarted_engines_latencies_are_all_new():
     made = account(time_to_first_token=0.25)
     made.page("e", page(ttft=(10, 20, 30)))

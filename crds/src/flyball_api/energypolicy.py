@@ -157,7 +157,9 @@ class Slo(RuledModel):
         default=None, description="From a request's arrival to its first output token (TTFT)."
     )
     inter_token_latency: LatencyTarget | None = Field(
-        default=None, description="Between two output tokens of one request (ITL)."
+        default=None,
+        description="Between two output tokens of one request (ITL), as a mean over the request; over single gaps where"
+        " the engine has no histogram of that mean.",
     )
     end_to_end: LatencyTarget | None = Field(
         default=None, description="From a request's arrival to its last output token (E2E)."

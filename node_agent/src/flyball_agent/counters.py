@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
 
 from flyball_agent.scanner import EngineSample, within
 from flyball_api.energypolicy import Slo
 from flyball_api.nodeenergyplan import LatencyCounter, PolicyCounters
 
 LATENCIES = ("time_to_first_token", "inter_token_latency", "end_to_end")
+PER_REQUEST: Final = MappingProxyType({"inter_token_latency": "time_per_output_token"})
+"""What an objective is judged by where the engine has it. Single gaps between tokens are as long as chunks of other
+requests' prompts, which no reader notices; controllers hold each request's mean, and so it is judged."""
 
 
 def thresholds(slo: Slo | None) -> dict[str, float]:
@@ -84,10 +89,13 @@ class PolicyAccount:
         self._engines = {key: sample for key, sample in self._engines.items() if key in kept}
 
     def _latency(self, name: str, seconds: float, earlier: EngineSample | None, sample: EngineSample) -> None:
-        histogram = sample.histograms.get(name)
+        family = PER_REQUEST.get(name, name)
+        if family not in sample.histograms:
+            family = name
+        histogram = sample.histograms.get(family)
         if histogram is None:
             return
-        before = None if earlier is None else earlier.histograms.get(name)
+        before = None if earlier is None else earlier.histograms.get(family)
         inside, interpolated = within(histogram, seconds)
         latency = self._latencies.setdefault(name, _Latency())
         latency.interpolated = interpolated

@@ -126,8 +126,8 @@ def _status_misses(observe: Record, enforce: Record) -> list[str]:
     if not after:
         return []
     text = (
-        f"The policy's status would say SLOMet=False for {seconds(after)} ({seconds(before)} today): there every gap "
-        "between two tokens counts, here each request's mean."
+        f"The policy's status would say SLOMet=False for {seconds(after)} ({seconds(before)} today): there each "
+        "latency is judged by itself over the last minutes, from the engines' histograms."
     )
     return [text]
 
