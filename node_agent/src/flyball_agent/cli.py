@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flyball_agent.profiles import Profile
-from flyball_agent.profiling.fits import FITS, with_fits
+from flyball_agent.profiling.fits import FITS, Fitted, with_fits
 from flyball_agent.profiling.live import Pace
 from flyball_agent.profiling.plan import BATCHES, LOAD_BATCHES
 from flyball_agent.profiling.points import PointsError
@@ -100,7 +100,7 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _finish(profile: Profile, options: argparse.Namespace) -> int:
-    fitted = with_fits(profile, FITS)
+    fitted = Fitted(profile, ()) if options.no_fit else with_fits(profile, FITS)
     for trouble in fitted.troubles:
         _tell(trouble)
     output = options.output or Path(f"{profile.name}.json")
@@ -155,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--window-seconds", type=float, default=Pace().window_seconds, help="of measuring (default: %(default)s)")
     add("--seed", type=int, default=0, help="of prompts and lengths (default: %(default)s)")
     add("--force", action="store_true", help="also an engine that serves somebody, who will wait longer")
+    add("--no-fit", action="store_true", help="only measure: the controllers' fits are left to flyball fit")
     _add_store(profile)
     fit = commands.add_parser(
         "fit",
@@ -162,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Fits the controllers' models to the points of a profile; needs the libraries that some of them fit"
         " with (flyball-agent[profile]), which the agent's image does not have.",
     )
+    fit.set_defaults(no_fit=False)
     fit.add_argument("profile", type=Path, help="file that flyball profile wrote")
     _add_store(fit)
     return parser
