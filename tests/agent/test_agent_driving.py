@@ -8,6 +8,7 @@ import pytest
 
 from flyball_agent.asking import happened
 from flyball_agent.controllers.base import UNLOCKED, Board, Decision, GroupSetpoint, Setup, Targets
+from flyball_agent.controllers.observing import Observing
 from flyball_agent.driving import LAST_RETRY_SECONDS, GroupDriver
 from flyball_agent.facts import Engine, EngineState, Wish
 from flyball_agent.groups import Setups, groups_of, limits_of
@@ -659,6 +660,39 @@ def test_a_controller_that_cannot_say_what_it_learnt_is_left_out_and_named(make_
     make.only.state = lambda: 1 / 0
     assert node.control.remembered() == []
     assert "cannot say what it learnt" in node.control.take_notes()[0]
+
+
+class Watched(Scripted):
+    """Knows what of its state would hold had its setpoints been written."""
+
+    def watched_state(self):
+        return {"version": 1, "kept": self.learnt.get("kept", 0)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "actions", "goes_on"),
+    [
+        (Scripted, ("Observe", "Enforce"), {}),
+        (Watched, ("Observe", "Enforce"), {"version": 1, "kept": 7}),
+        (Scripted, ("Enforce", "Observe"), {"version": 1, "kept": 7, "chosen": 3}),
+        (Watched, ("Enforce", "Release"), None),
+    ],
+)
+def test_between_observe_and_enforce_goes_on_what_holds_in_both(clock, kind, actions, goes_on):
+    made = []
+
+    def make(_spec, *, observe, setup):
+        del setup
+        made.append(kind(lambda _: Decision(GroupSetpoint((900, 900)))))
+        return Observing(made[-1]) if observe else made[-1]
+
+    node = Node(clock, make)
+    node.control.take_plan(plan(entry(action=actions[0])))
+    node.go()
+    made[0].learnt = {"version": 1, "kept": 7, "chosen": 3}
+    node.control.take_plan(plan(entry(grant=2, action=actions[1])))
+    node.go()
+    assert (made[1].learnt if len(made) > 1 else None) == goes_on
 
 
 # -- explaining ------------------------------------------------------------------------------------------------

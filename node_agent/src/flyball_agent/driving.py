@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from flyball_agent.asking import Asked, period_of
 from flyball_agent.controllers.base import UNLOCKED, ControlLimits, Decision, GroupController, GroupSetpoint, Setup
+from flyball_agent.controllers.observing import Observing
 from flyball_agent.facts import Engine, EngineState, Report, Wish
-from flyball_agent.groups import Group, metric_faults, observe
+from flyball_agent.groups import Group, lineage, metric_faults, observe
 from flyball_agent.memory import Remembered, digest, setup_digest
 
 MakeController = Callable[..., GroupController]
@@ -72,11 +73,30 @@ class GroupDriver:
         self._notes: list[str] = []
 
     def keep(self, groups: Sequence[Group]) -> None:
-        """Forget the controllers of groups that are gone."""
+        """Forget the controllers of groups that are gone.
+
+        Where a group is from now on driven instead of watched, or the other way round, what was learnt goes on.
+        """
         keys = {group.key for group in groups}
+        heirs = {lineage(group.key): group for group in groups if group.key not in self._asked}
+        for key in self._asked.keys() - keys:
+            heir = heirs.get(lineage(key))
+            if heir is not None:
+                self._hand_over(self._asked[key], heir)
         self._asked = {key: value for key, value in self._asked.items() if key in keys}
         self._failures = {key: value for key, value in self._failures.items() if key in keys}
         self._outcomes = {key: value for key, value in self._outcomes.items() if key in keys}
+
+    def _hand_over(self, asked: Asked, heir: Group) -> None:
+        kind, name, controller = heir.policy.controller.type, heir.policy.name, asked.controller
+        try:
+            state = controller.watched_state() if isinstance(controller, Observing) else controller.state()
+        except Exception as error:  # noqa: BLE001 - a controller's fault must not be the node's
+            self._note(f"{kind} for policy {name} cannot say what it learnt: {_text(error)}")
+            return
+        if state:
+            key = digest(*heir.key)
+            self._memory[key] = Remembered(key, setup_digest(asked.setup), name, kind, state)
 
     def next_wake(self) -> float | None:
         """When the first controller wants to be asked again, in monotonic seconds."""

@@ -48,6 +48,12 @@ class Group:
         return self.entries[0].action == "Observe"
 
 
+def lineage(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What is the same of a group's key whether the group is driven or only watched."""
+    policy_uid, policy, cards, role, _action, spec = key
+    return policy_uid, policy, cards, role, spec
+
+
 def engine_of(policy: PlanPolicy, entry: PlanGpu) -> Engine | None:
     """Where the engine on this GPU is scraped."""
     if entry.pod_ip is None:

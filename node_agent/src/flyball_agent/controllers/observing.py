@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,14 @@ class Observing:
     def state(self) -> dict[str, Any]:
         """The inner controller's."""
         return self._inner.state()
+
+    def watched_state(self) -> dict[str, Any] | None:
+        """What of its state would hold had its setpoints been written; None: nothing.
+
+        A controller that learns by what it reads, not by what it chose, says so by a method of this name.
+        """
+        watched: Callable[[], dict[str, Any]] | None = getattr(self._inner, "watched_state", None)
+        return None if watched is None else watched()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Hands it on."""
