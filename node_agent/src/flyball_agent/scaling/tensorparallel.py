@@ -6,8 +6,8 @@ start, and the old one serves until it is ready (shadow instancing); then reques
 drains. Up is allowed at any time; down only after a grace period, so that a short lull does not pay for two engines.
 
 The paper gives neither the length of the grace nor how the rate is observed, nor what the old engine runs at while a
-larger one starts: here the grace is three starts, the rate is the higher of the last period's and a slower mean's, and
-the old engine is not throttled. `min{tp : maxRPS >= rps}` and the timing are the paper's.
+larger one starts: here the grace is three starts, the rate is a moving mean of some periods, and the old engine is not
+throttled. `min{tp : maxRPS >= rps}` and the timing are the paper's.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class TensorParallelScaler:
         variants: of one model; any order.
         serving: the one that serves at first.
         grace_seconds: after a change before the next one down.
-        smoothing: weight of the newest period in the slower mean, above 0 and at most 1.
+        smoothing: weight of the newest period in the mean rate, above 0 and at most 1.
 
     Raises:
         ValueError: there are no variants, two have one name, or `serving` is none of them.
@@ -105,7 +105,7 @@ class TensorParallelScaler:
         """
         mean = observed_rps if self._mean_rps is None else self._mean_rps
         self._mean_rps = mean + self._smoothing * (observed_rps - mean)
-        rate = max(observed_rps, self._mean_rps)
+        rate = self._mean_rps
         wanted = self._wanted(rate)
         serving = self._variants[self._serving]
         if wanted.gpus > serving.gpus:

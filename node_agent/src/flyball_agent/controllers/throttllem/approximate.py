@@ -156,7 +156,7 @@ class Approximation:
         names = ("seconds", "promptTokens", "generationTokens", "firsts", "ends")
         try:
             numbers = [float(state[name]) for name in names]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the state's means cannot be read: {error!r}") from error
         if not all(0.0 <= number < 1e15 for number in numbers):
             raise ValueError("the state's means are out of bounds")

@@ -68,7 +68,7 @@ class Performance:
             if fit["version"] != VERSION:
                 raise ValueError(f"its version is {fit['version']}, this agent reads {VERSION}: profile again")
             self.clocks_mhz = tuple(int(mhz) for mhz in fit["clocks"])
-            trees = [[_node(node) for node in tree] for tree in fit["trees"]]
+            trees = [[_node(node, number, len(tree)) for number, node in enumerate(tree)] for tree in fit["trees"]]
             prefill = tuple(float(seconds) for seconds in fit["prefill_seconds_per_token"])
             base = float(fit["base"])
         except (KeyError, TypeError, IndexError) as error:
@@ -224,9 +224,11 @@ class _Node(NamedTuple):
     value: float
 
 
-def _node(raw: Sequence[Any]) -> _Node:
+def _node(raw: Sequence[Any], number: int, size: int) -> _Node:
     if len(raw) == 1:
         return _Node(-1, 0.0, 0, 0, float(raw[0]))
+    if len(raw) != 4 or raw[0] not in range(len(FEATURES)) or min(raw[2:]) <= number or max(raw[2:]) >= size:
+        raise TypeError(f"node {raw} is none")
     feature, threshold, left, right = raw
     return _Node(int(feature), float(threshold), int(left), int(right), 0.0)
 
