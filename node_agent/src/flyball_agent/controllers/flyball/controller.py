@@ -51,6 +51,12 @@ _HISTOGRAMS: Final = (
 )
 _OPEN_MEMORY_SECONDS: Final = 10.0
 _UNLOCK_AFTER_ALARM_SECONDS: Final = 3.0
+_GRANT_BINDS: Final = 0.85
+"""Of a granted cap, the predicted watts at full clocks from which on it is taken to bind: predictions are means."""
+_OFF_SHARE: Final = 0.03
+_OFF_LOOKS: Final = 3
+_REACH_MEMORY_SECONDS: Final = 600.0
+"""A clock that was out of reach is asked for again after this time."""
 _CLOCK_MEMORY: Final = 0.98
 _CLOCK_VARIED: Final = 0.04
 
@@ -110,6 +116,10 @@ class Flyball:
         self._open = 1.0
         self._binds = ""
         self._idle_seconds = 0.0
+        self._asked_mhz: int | None = None
+        self._off_looks = 0
+        self._reach_mhz, self._reach_until = math.inf, math.inf
+        self._trouble_of_lock = ""
         self._unlock_until = -math.inf
         self._why_unlocked = ""
         self._last: Decision | None = None
@@ -138,6 +148,7 @@ class Flyball:
         grid = self._clocks(limits)
         top = self._top_mhz(limits)
         share = self._share(look, top)
+        self._check_lock(look, now)
         self._open_now(look)
         self._margin.allowed = self._parameters.miss_budget_percent / 100.0 * (1.0 - limits.targets.attainment)
         self._margin.see(look, limits.targets, binds=self._binds, open_share=self._open)
@@ -159,7 +170,8 @@ class Flyball:
         if not (load.idle and self._parameters.park_idle and ttft is not None):
             return self._unlocked("the engine's times are not learnt yet")
         mhz = grid[unknown_parking(grid, top, ttft, LOOK_SECONDS)]
-        self._held, self._held_looks, self._lower_since, self._asked_share = None, 0, None, mhz / top
+        self._held, self._held_looks, self._lower_since = None, 0, None
+        self._ask(mhz, top)
         return self._answer(
             GroupSetpoint(sm_mhz=(mhz, mhz)),
             f"waits at {mhz} MHz for its first requests, from which to learn its times",
@@ -211,15 +223,20 @@ class Flyball:
 
     def _setpoint(self, view: View, load: Load, index: int, limits: ControlLimits) -> GroupSetpoint:
         mhz = view.clocks[index]
-        self._asked_share = mhz / view.top_mhz
+        beyond = mhz > self._reach_mhz
+        self._ask(None if beyond else mhz, view.top_mhz)
         cap = None
         if limits.cap_watts is not None:
             # Only where the grant binds is a cap below it a knob of latency; else it would only be in the way.
             per_card = view.watts(view.at(load, index)) / max(1, self._setup.gpus)
             full = view.watts(view.at(load, len(view.clocks) - 1)) / max(1, self._setup.gpus)
-            if full > limits.cap_watts and not load.idle:
+            if full > _GRANT_BINDS * limits.cap_watts and not load.idle:
                 cap = min(limits.cap_watts, max(math.ceil(1.1 * per_card), math.ceil(self._setup.cap_min_watts)))
-        return GroupSetpoint(sm_mhz=(mhz, mhz), cap_watts=cap)
+        return GroupSetpoint(sm_mhz=None if beyond else (mhz, mhz), cap_watts=cap)
+
+    def _ask(self, mhz: int | None, top_mhz: int) -> None:
+        self._asked_mhz = mhz
+        self._asked_share = None if mhz is None else mhz / top_mhz
 
     def _because(self, view: View, load: Load, chosen: Choice, index: int, *, parked: bool) -> str:
         grid = view.clocks
@@ -233,10 +250,13 @@ class Flyball:
         )
 
     def _unlocked(self, why: str, *, degraded: bool = False) -> Decision:
-        self._held, self._held_looks, self._lower_since, self._asked_share = None, 0, None, None
+        self._held, self._held_looks, self._lower_since = None, 0, None
+        self._ask(None, 1)
         return self._answer(UNLOCKED, f"unlocked: {why}", (why,) if degraded else ())
 
     def _answer(self, setpoint: GroupSetpoint, because: str, degraded: tuple[str, ...] = ()) -> Decision:
+        if self._trouble_of_lock:
+            degraded = (*degraded, self._trouble_of_lock)
         self._last = Decision(setpoint, next_wake_seconds=LOOK_SECONDS, degraded=degraded, because=because)
         return self._last
 
@@ -291,6 +311,20 @@ class Flyball:
         if self._asked_share is not None and abs(now - self._asked_share) <= 0.02:
             return now
         return 2.0 / (1.0 / now + 1.0 / before)
+
+    def _check_lock(self, look: Look, now: float) -> None:
+        """Whether the cards run at the clock that was asked for; a lock beyond their reach ends below it."""
+        if now >= self._reach_until:
+            self._reach_mhz = math.inf
+        asked, there = self._asked_mhz, look.sm_mhz
+        off = 0.0 if asked is None or there is None or look.cap_limited else (there - asked) / asked
+        self._off_looks = self._off_looks + 1 if abs(off) > _OFF_SHARE else 0
+        self._trouble_of_lock = ""
+        if asked is None or there is None or self._off_looks < _OFF_LOOKS:
+            return
+        if off < 0.0:
+            self._reach_mhz, self._reach_until = there, now + _REACH_MEMORY_SECONDS
+        self._trouble_of_lock = f"the cards run at {there} MHz where a lock of {asked} MHz was asked for"
 
     def _open_now(self, look: Look) -> None:
         weight = min(1.0, look.seconds / _OPEN_MEMORY_SECONDS)

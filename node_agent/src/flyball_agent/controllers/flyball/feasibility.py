@@ -63,7 +63,7 @@ def forecast(model: LatencyModel, load: Load, share: float) -> Forecast:
         share=share,
         prefill=prefill,
         ttft_seconds=model.base(share)
-        + one * (LONG_PROMPT + 1.5 * (load.dispersion - 1.0) + 1.5 * prefill * (1.0 + load.dispersion) / left),
+        + one * (LONG_PROMPT + 2.5 * (load.dispersion - 1.0) + 1.5 * prefill * (1.0 + load.dispersion) / left),
         tpot_seconds=mean + TPOT_TAIL * spread,
         drain_seconds=_drain(load, prompt, mean),
         busy=1.0 - math.exp(-batch - load.arrival_rate * one / left),
