@@ -60,6 +60,8 @@ ROLLING_ROUNDS: Final = 50
 RELAX_ROUNDS: Final = 100
 """Improved: rounds without a violation after which the SLO boundary comes down by a step."""
 _RETRY_SECONDS: Final = 0.5
+_IDLE_POLL_SECONDS: Final = 0.1
+"""An engine without requests is looked at no more often within a window: there is nothing to see."""
 _EPSILON: Final = 1e-6
 
 _Phase = Literal["observe", "lock", "settle", "measure", "feedback", "idle"]
@@ -204,7 +206,8 @@ class Agft:
             return self._decision(self.period_seconds)
         left = polls.began_seconds + self._window_seconds - now
         if left > _EPSILON:
-            return self._decision(min(self.period_seconds, left))
+            period = self.period_seconds if polls.busy else max(self.period_seconds, _IDLE_POLL_SECONDS)
+            return self._decision(min(period, left))
         self._polls = None
         return self._close(arms, polls.close(now), limits, now)
 

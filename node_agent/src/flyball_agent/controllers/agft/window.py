@@ -136,6 +136,12 @@ class Polls:
             self._add_joules(observation)
         return True
 
+    @property
+    def busy(self) -> bool:
+        """Whether the last poll showed requests."""
+        page = self._last
+        return page is None or page.values["requests_waiting"] + page.values["requests_running"] > 0.0
+
     def close(self, now_seconds: float) -> Window:
         """What it gave; there was at least one poll."""
         first, last = self._first, self._last
