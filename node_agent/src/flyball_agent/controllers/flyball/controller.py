@@ -37,8 +37,8 @@ LOOK_SECONDS: Final = 0.5
 PARK_SECONDS: Final = 2.0
 _FALLBACK_STEP_MHZ: Final = 15
 _LEARNT_STEPS: Final = 0.1
-_LEARNT_PROMPT_SPREAD: Final = 0.4
-_LEARNT_LOOKS: Final = 6
+_LEARNT_PROMPT_SPREAD: Final = 0.5
+_LEARNT_LOOKS: Final = 4
 _EXPLORING_STEP: Final = 0.1
 """Of the clock range: how far below known clocks a decision may go."""
 _KNOWN_LOOKS: Final = 2
@@ -53,6 +53,8 @@ _OPEN_MEMORY_SECONDS: Final = 10.0
 _UNLOCK_AFTER_ALARM_SECONDS: Final = 3.0
 _GRANT_BINDS: Final = 0.85
 """Of a granted cap, the predicted watts at full clocks from which on it is taken to bind: predictions are means."""
+_CAP_OVER_PREDICTED: Final = 1.1
+_CAP_STEP_WATTS: Final = 10
 _OFF_SHARE: Final = 0.03
 _OFF_LOOKS: Final = 3
 _REACH_MEMORY_SECONDS: Final = 600.0
@@ -118,6 +120,7 @@ class Flyball:
         self._idle_seconds = 0.0
         self._asked_mhz: int | None = None
         self._off_looks = 0
+        self._followed = False
         self._reach_mhz, self._reach_until = math.inf, math.inf
         self._trouble_of_lock = ""
         self._unlock_until = -math.inf
@@ -151,7 +154,8 @@ class Flyball:
         self._check_lock(look, now)
         self._open_now(look)
         self._margin.allowed = self._parameters.miss_budget_percent / 100.0 * (1.0 - limits.targets.attainment)
-        self._margin.see(look, limits.targets, binds=self._binds, open_share=self._open)
+        if self._off_looks < _OFF_LOOKS:  # misses at clocks that nobody set say nothing of the margin
+            self._margin.see(look, limits.targets, binds=self._binds, open_share=self._open)
         growth = self._ahead.see(look.prompt_tokens, look.increase("time_to_first_token").count, look.seconds, now)
         load = self._meter.see(look, growth=growth if self._parameters.anticipate else 1.0)
         self._learn(look, role, share, now)
@@ -231,7 +235,8 @@ class Flyball:
             per_card = view.watts(view.at(load, index)) / max(1, self._setup.gpus)
             full = view.watts(view.at(load, len(view.clocks) - 1)) / max(1, self._setup.gpus)
             if full > _GRANT_BINDS * limits.cap_watts and not load.idle:
-                cap = min(limits.cap_watts, max(math.ceil(1.1 * per_card), math.ceil(self._setup.cap_min_watts)))
+                steps = math.ceil(_CAP_OVER_PREDICTED * per_card / _CAP_STEP_WATTS)
+                cap = min(limits.cap_watts, max(steps * _CAP_STEP_WATTS, math.ceil(self._setup.cap_min_watts)))
         return GroupSetpoint(sm_mhz=None if beyond else (mhz, mhz), cap_watts=cap)
 
     def _ask(self, mhz: int | None, top_mhz: int) -> None:
@@ -318,13 +323,16 @@ class Flyball:
             self._reach_mhz = math.inf
         asked, there = self._asked_mhz, look.sm_mhz
         off = 0.0 if asked is None or there is None or look.cap_limited else (there - asked) / asked
+        if asked is not None and asked < 0.9 * self._grid_of[1]:
+            self._followed = self._followed or abs(off) <= _OFF_SHARE
         self._off_looks = self._off_looks + 1 if abs(off) > _OFF_SHARE else 0
         self._trouble_of_lock = ""
         if asked is None or there is None or self._off_looks < _OFF_LOOKS:
             return
         if off < 0.0:
             self._reach_mhz, self._reach_until = there, now + _REACH_MEMORY_SECONDS
-        self._trouble_of_lock = f"the cards run at {there} MHz where a lock of {asked} MHz was asked for"
+        if off < 0.0 or self._followed:  # else nothing was ever written: somebody only watches
+            self._trouble_of_lock = f"the cards run at {there} MHz where a lock of {asked} MHz was asked for"
 
     def _open_now(self, look: Look) -> None:
         weight = min(1.0, look.seconds / _OPEN_MEMORY_SECONDS)
@@ -346,15 +354,16 @@ class Flyball:
         steps = look.increase("iteration_tokens").count
         busy = 0.0
         if mean is not None and tokens.count >= 4.0 and present > 0.0:
-            if steps <= 0.0:
+            counted = steps > 0.0
+            if not counted:
                 steps = max(tokens.count / max(present, 1.0), 1.0)
             batch = tokens.count / steps
             prompt = look.prompt_tokens / steps
             busy = min(1.0, mean * steps / look.seconds)
-            if look.running > 0.0 and look.running_before > 0.0 and not look.cap_limited:
+            if counted or min(look.running, look.running_before) > 0.0:
                 residual = self._latency.learn_steps(
                     mean, batch=batch, cache=look.kv_share, prompt_tokens=prompt, share=share,
-                    varied=self._varied(share),
+                    varied=self._varied(share) and not look.cap_limited,
                 )  # fmt: skip
                 self._learnt_looks += 1
                 if self._drift.see(residual) == "slower" and self._learnt_looks > 4 * _LEARNT_LOOKS:
@@ -405,6 +414,12 @@ class Flyball:
             "learnt_looks": self._learnt_looks,
             "ready": self._ready,
         }
+
+    def watched_state(self) -> dict[str, Any] | None:
+        """What of `state` holds although no setpoint was written: the model, not what misses taught; None: nothing."""
+        if not self._ready:
+            return None
+        return {**self.state(), "margins": dict(Margin(0.0, 0.0).logs), "known_share": 1.0}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave.
