@@ -65,9 +65,11 @@ def increase_of(before: Histogram | None, now: Histogram | None) -> tuple[Increa
     """
     if now is None or before is None:
         return Increase(), False
-    if before.bounds != now.bounds or any(new < old for new, old in zip(now.counts, before.counts, strict=True)):
+    if before.bounds != now.bounds:
         return Increase(now.bounds, now.counts, now.total), True
     counts = tuple([new - old for new, old in zip(now.counts, before.counts, strict=True)])
+    if counts and min(counts) < 0.0:
+        return Increase(now.bounds, now.counts, now.total), True
     return Increase(now.bounds, counts, max(0.0, now.total - before.total)), False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from flyball_agent.controllers.base import Targets
@@ -25,7 +25,7 @@ _VALLEY_STEPS: Final = 24
 _UNKNOWN_SHARE: Final = 0.55
 _UNKNOWN_SLACK: Final = 0.4
 """Of the time to first token, for what is lost at a clock that an unknown engine waits at."""
-_UPHILL: Final = 3
+_UPHILL: Final = 2
 """Steps up without a gain end the search."""
 
 
@@ -67,10 +67,15 @@ class View:
     top_mhz: int
     targets: Targets
     margin: Margin
+    _seen: dict[int, Forecast] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def at(self, load: Load, index: int) -> Forecast:
-        """What the clock with this index would do."""
-        return forecast(self.latency, load, self.clocks[index] / self.top_mhz)
+        """What the clock with this index would do; a view is of one load."""
+        seen = self._seen.get(index)
+        if seen is None:
+            share = self.clocks[index] / self.top_mhz
+            seen = self._seen[index] = forecast(self.latency, load, share)
+        return seen
 
     def breaks(self, load: Load, index: int, slack: float = 1.0) -> str:
         """Which objective it would break."""
