@@ -10,4 +10,4 @@ from flyball_sim.validation.rows import Row
 
 def rows(data: Path | None = None) -> tuple[Row, ...]:
     """Rows 15 to 18; they test ordering and rough size."""
-    return (*agft.rows(), *voltanallm_rows.rows(data), *throttllem.rows(), *pals.rows())
+    return (*agft.rows(), *voltanallm_rows.rows(data), *throttllem.rows(data), *pals.rows())
