@@ -102,7 +102,7 @@ class Cell:
 QUICK: tuple[Cell, ...] = (
     Cell(Case("8b-h100", "conversation", "mid"), 30),
     Cell(Case("8b-h100", "step", "tight"), 60),
-    Cell(Case("8b-h100", "idle-heavy", "loose"), 5),
+    Cell(Case("8b-h100", "idle-heavy", "loose"), 30),
     Cell(Case("70b-h100-tp4", "conversation", "mid"), 90),
 )
 """A few that differ in everything."""
