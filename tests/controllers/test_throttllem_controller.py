@@ -197,6 +197,15 @@ def test_without_a_board_a_missing_metric_is_named_and_clocks_are_unlocked():
     assert "metric vllm:num_requests_waiting is not on the engine's page" in decision.degraded[0]
 
 
+@pytest.mark.parametrize("name", ["requests_running", "kv_cache_usage", "generation_tokens"])
+def test_without_a_board_a_metric_that_is_no_number_is_named_and_forgotten(name):
+    made = controller()
+    decision = made.decide(standard(page(**{name: float("nan")})), BOUNDS, 0.0)
+    assert decision.setpoint == UNLOCKED
+    assert "is nan on the engine's page" in decision.degraded[0]
+    assert made.state() == controller().state()
+
+
 @pytest.mark.parametrize(("sample", "age"), [(None, None), (page(), 60.0)])
 def test_without_a_board_a_page_that_is_missing_or_old_unlocks(sample, age):
     decision = controller().decide(standard(sample, age), BOUNDS, 0.0)

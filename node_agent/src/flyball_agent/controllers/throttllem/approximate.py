@@ -9,6 +9,7 @@ each single request, and nobody's admission can be steered.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,7 +24,7 @@ _FEWEST: Final = 3.0
 
 
 class MissingMetricError(ValueError):
-    """The page lacks what the approximation needs; the message names the metric."""
+    """The page lacks what the approximation needs, or says no number; the message names the metric."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,9 @@ class Approximation:
         for name in (*NEEDED, *NEEDED_COUNTS):
             if name not in page.values and name not in page.histograms:
                 raise MissingMetricError(f"metric {METRIC_NAMES[name]} is not on the engine's page")
+            value = page.values[name] if name in page.values else page.histograms[name].count
+            if not 0.0 <= value < math.inf:
+                raise MissingMetricError(f"metric {METRIC_NAMES[name]} is {value} on the engine's page")
         counters = _Counters(
             now_seconds,
             page.values["prompt_tokens"],
