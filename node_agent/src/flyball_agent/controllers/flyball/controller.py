@@ -158,6 +158,7 @@ class Flyball:
             self._margin.see(look, limits.targets, binds=self._binds, open_share=self._open)
         growth = self._ahead.see(look.prompt_tokens, look.increase("time_to_first_token").count, look.seconds, now)
         load = self._meter.see(look, growth=growth if self._parameters.anticipate else 1.0)
+        self._margin.know(load.arrival_rate, look.seconds)
         self._learn(look, role, share, now)
         if now < self._unlock_until:
             return self._unlocked(self._why_unlocked)

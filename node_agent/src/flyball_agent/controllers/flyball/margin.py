@@ -23,6 +23,8 @@ objective would make the clock jump with every change of load, and the margin li
 _OPEN: Final = 0.8
 _EARLY: Final = 4.0
 _EARLY_REQUESTS: Final = 300.0
+_STRANGE: Final = 2.5
+_USUAL_SECONDS: Final = 120.0
 _RECENT: Final = 0.9997
 """Per request, of the recent share of misses."""
 _FEW: Final = 3.0
@@ -89,24 +91,32 @@ class Margin:
     def __init__(self, gain: float, allowed: float) -> None:
         self._gain, self.allowed = gain, allowed
         self.logs = {"ttft": math.log(FIRST), "tpot": math.log(FIRST)}
+        self._most = HIGHEST
+        self._usual_rate = 0.0
         self._recent = self._recent_of = self.judged = 0.0
         self._tails = {name: TailCounter() for name in ("time_per_output_token", "time_to_first_token", "end_to_end")}
 
     @property
     def ttft(self) -> float:
         """Of the time to first token."""
-        return max(math.exp(self.logs["ttft"]), SMALLEST)
+        return max(min(math.exp(self.logs["ttft"]), self._most), SMALLEST)
 
     @property
     def tpot(self) -> float:
         """Of the time per output token, and of whole answers."""
-        return max(math.exp(self.logs["tpot"]), SMALLEST)
+        return max(min(math.exp(self.logs["tpot"]), self._most), SMALLEST)
 
     @property
     def floor(self) -> float:
         """How far up the range of clocks none lower is taken, whatever is predicted: 0 to 1."""
         least = min(self.logs.values())
         return min(max((math.log(SMALLEST) - least) / math.log(SMALLEST / LOWEST), 0.0), 1.0)
+
+    def know(self, arrival_rate: float, seconds: float) -> None:
+        """How much there is to do: what was learnt under little load says nothing of several times as much."""
+        self._most = FIRST if self._usual_rate > 0.0 and arrival_rate > _STRANGE * self._usual_rate else HIGHEST
+        weight = min(1.0, seconds / _USUAL_SECONDS) if self._usual_rate > 0.0 else 1.0
+        self._usual_rate += weight * (arrival_rate - self._usual_rate)
 
     def see(self, look: Look, targets: Targets, *, binds: str, open_share: float) -> None:
         """Count the requests of a look.
