@@ -197,6 +197,16 @@ def test_improved_its_boundary_comes_down_again():
     assert rig.controller.state()["arms"]["boundary"] == 930
 
 
+def test_improved_it_takes_up_clocks_again_when_none_was_left():
+    rig = Rig(agft(improved=True, tpot_limit_milliseconds=40))
+    rig.rounds(30)
+    rig.tpot = lambda _: 0.05
+    rig.until(lambda each: "every clock was given up" in each.because)
+    rig.tpot = lambda _: 0.01
+    rig.until(lambda each: "round" in each.because)
+    assert rig.lock is not None
+
+
 def test_the_policys_objective_is_the_limit_where_it_is_asked_for():
     limits = ControlLimits(210, 2100, None, Targets(tpot_seconds=0.05))
     rig = Rig(agft(policy_slo=True, slo_margin_percent=80), limits=limits)

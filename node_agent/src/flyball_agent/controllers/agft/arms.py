@@ -54,7 +54,8 @@ class Arms:
     def __init__(self, clocks_mhz: Sequence[int], step_mhz: int, *, width: int, ridge: float) -> None:
         self._clocks = tuple(clocks_mhz)
         self._width, self._ridge = width, ridge
-        self.listed = coarse_grid(clocks_mhz, step_mhz)
+        self._coarse = coarse_grid(clocks_mhz, step_mhz)
+        self.listed = self._coarse
         self.known: dict[int, Arm] = {}
         self.pruned: set[int] = set()
         self.failed: set[int] = set()
@@ -73,6 +74,10 @@ class Arms:
 
     def _open(self, sm_mhz: int) -> bool:
         return sm_mhz not in self.pruned and sm_mhz not in self.failed and sm_mhz > self.boundary_mhz
+
+    def widen(self) -> None:
+        """Choose from the whole coarse grid again."""
+        self.listed = self._coarse
 
     # -- giving up -------------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ After the paper and the behaviour of its public code. What differs:
 * The inverse of each ridge matrix is kept by rank-one updates and not solved for: the same numbers.
 
 `improved` mends four weaknesses: the context has an intercept; the baseline follows the mean of the rounds; the
-SLO boundary comes down a step after a hundred rounds without a violation; energy is the counters' difference.
+SLO boundary comes down a step after a hundred rounds without a violation, and where it left no clock around the anchor
+the whole grid is chosen from again; energy is the counters' difference.
 """
 
 from __future__ import annotations
@@ -232,6 +233,9 @@ class Agft:
         if self._idle_windows >= IDLE_WINDOWS:
             lowest = limits.clip(self._clocks[0], self._clocks[0])
             return self._wait("idle", GroupSetpoint(sm_mhz=lowest), IDLE_SECONDS, now, f"{lowest[0]} MHz: idle")
+        if self._parameters.improved and not arms.available(limits.sm_min_mhz, limits.sm_max_mhz):
+            arms.widen()
+            self._bound(arms, 0, violated=self._violates(window, limits))
         return self._choose(arms, limits, now)
 
     def _choose(self, arms: Arms, limits: ControlLimits, now: float) -> Decision:
