@@ -14,6 +14,7 @@ import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Final
@@ -118,6 +119,7 @@ class Numbers:
     kept: str = ""
 
 
+@cache
 def rows(data: Path | None) -> tuple[Row, ...]:
     """Row 16; not run without the figure, which some of them are compared with: a minute of CPU."""
     if data is None or not (data / FIGURE).is_file():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from math import comb
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +34,7 @@ RANDOM_STATE: Final = 1
 DECODE_TRIALS: Final = 10_000
 PREFILL_TRIALS: Final = 100_000
 _LEAST_POINTS: Final = 3
+_TRIALS_OF_A_SUBSET: Final = 20
 
 _Numbers = NDArray[np.float64]
 
@@ -102,15 +104,21 @@ def _counts(point: DecodePoint) -> bool:
 
 
 def _robust(given: _Numbers, times: _Numbers, trials: int) -> tuple[list[float], float]:
-    """Slopes and constant of the line that most points lie near."""
-    line = RANSACRegressor(
+    """Slopes and constant of the line that most points lie near; of all points where there is no such line."""
+    points, slopes = given.shape
+    # Few points have few subsets: trying them over and over finds nothing new.
+    trials = min(trials, _TRIALS_OF_A_SUBSET * comb(points, slopes + 1))
+    robust = RANSACRegressor(
         LinearRegression(positive=True), random_state=RANDOM_STATE, max_trials=trials, loss="squared_error"
     )
     with warnings.catch_warnings():
         # A candidate of two or three points has no R2 of its own; it is judged by the points near it.
         warnings.simplefilter("ignore", UndefinedMetricWarning)
-        line.fit(given, times)
-    return [float(slope) for slope in line.estimator_.coef_], float(line.estimator_.intercept_)
+        try:
+            line = robust.fit(given, times).estimator_
+        except ValueError:
+            line = LinearRegression(positive=True).fit(given, times)
+    return [float(slope) for slope in line.coef_], float(line.intercept_)
 
 
 def _r_squared(times: _Numbers, predicted: _Numbers) -> float:
