@@ -293,7 +293,8 @@ class VoltanaLlm:
     def _next_wake(self, now_seconds: float) -> float:
         if not self._evented:
             return PERIOD_SECONDS
-        idle = (self._told_seconds or now_seconds) + self._parameters.idle_milliseconds / 1e3 - now_seconds
+        told = now_seconds if self._told_seconds is None else self._told_seconds
+        idle = told + self._parameters.idle_milliseconds / 1e3 - now_seconds
         waits = [self._due_seconds - now_seconds, idle]
         return min([wait for wait in waits if wait > 0.0], default=1.0)
 

@@ -13,7 +13,6 @@ has one, else from the page.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
 from itertools import takewhile
@@ -52,7 +51,7 @@ class BoardReader:
     def read(self, board: Board, now_seconds: float) -> tuple[Message | None, list[RequestView]]:
         """The message of a step since the last look, if there was one, and what came since then."""
         looked, self._looked = self._looked, now_seconds
-        gap = math.inf if looked is None else now_seconds - looked
+        gap = 0.0 if looked is None else now_seconds - looked
         if self._was_busy and board.iteration == self._iteration:
             # No step has begun, so whoever came since is at the end of the queue.
             came = takewhile(lambda request: request.age_seconds < gap, reversed(board.requests))
@@ -66,7 +65,7 @@ class BoardReader:
             if age < gap:
                 arrived.append(request)
             if not request.running:
-                left += stepped and age >= gap
+                left += stepped and looked is not None and age >= gap
                 continue
             prompt = request.prompt_tokens
             missing = prompt - request.computed_tokens
