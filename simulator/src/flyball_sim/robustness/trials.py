@@ -12,6 +12,7 @@ from flyball_agent.controllers.base import GroupController, Setup, Targets
 from flyball_agent.controllers.fixed import Fixed
 from flyball_agent.controllers.registry import make_controller
 from flyball_agent.profiles import Profile
+from flyball_agent.profiling.fits import FITS
 from flyball_api.controllers.fixed import FixedController
 from flyball_api.controllers.union import Controller
 from flyball_sim.engine.machine import Machine
@@ -89,10 +90,10 @@ def engine(card: str = CARD) -> StepModel:
     return step_model(gpu_type(card), MODEL, 1)
 
 
-@lru_cache(maxsize=4)
-def profile_of(card: str) -> Profile:
-    """What `flyball profile` would make of it, with every controller's fit."""
-    return profile_engine(engine(card), LIMITS)
+@lru_cache(maxsize=8)
+def profile_of(card: str, kind: str) -> Profile | None:
+    """What `flyball profile` would make of it, with the fit of one controller; None for one that needs none."""
+    return profile_engine(engine(card), LIMITS, fits=(kind,)) if kind in FITS else None
 
 
 def requests_of(fault: Fault, seed: int, seconds: float) -> tuple[TraceRequest, ...]:
@@ -109,14 +110,13 @@ def requests_of(fault: Fault, seed: int, seconds: float) -> tuple[TraceRequest, 
     )
 
 
-def setup_under(fault: Fault, seed: int) -> Setup:
+def setup_under(fault: Fault, kind: str, seed: int) -> Setup:
     """What a controller is told of its cards; under `foreign`, of others."""
-    told = setup_of(engine(), seed=seed, profile=profile_of(CARD))
     if not fault.foreign:
-        return told
-    strange = profile_of(FOREIGN_CARD)
-    # Its own name would have it refused: that is what names are compared for.
-    return replace(told, product=strange.product, profile=strange)
+        return setup_of(engine(), seed=seed, profile=profile_of(CARD, kind))
+    # Under its own name the profile would be refused: that is what names are compared for.
+    told = setup_of(engine(), seed=seed, profile=profile_of(FOREIGN_CARD, kind))
+    return replace(told, product=engine(FOREIGN_CARD).gpu.product_name)
 
 
 def controller_of(kind: str, setup: Setup) -> GroupController:
@@ -156,7 +156,7 @@ def trials(
             free = play(fault, Fixed(FixedController()), native=False, seed=seed, seconds=seconds)
             unlocked[fault.jump] = (_attained(free), free.energy_joules)
         for kind in kinds:
-            guarded = Guarded(controller_of(kind, setup_under(fault, seed)), fault, seconds)
+            guarded = Guarded(controller_of(kind, setup_under(fault, kind, seed)), fault, seconds)
             run = play(fault, guarded, native=kind in NATIVE, seed=seed, seconds=seconds)
             attainment, joules = unlocked[fault.jump]
             yield Trial(
