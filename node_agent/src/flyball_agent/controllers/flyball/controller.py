@@ -153,6 +153,8 @@ class Flyball:
         share = self._share(look, top)
         self._check_lock(look, now)
         self._open_now(look)
+        if role == "prefill" and self._margin.judged <= 0.0:
+            self._margin.logs["ttft"] = 0.0  # its queue is all there is to its latency, and is predicted as it is
         self._margin.allowed = self._parameters.miss_budget_percent / 100.0 * (1.0 - limits.targets.attainment)
         if self._off_looks < _OFF_LOOKS:  # misses at clocks that nobody set say nothing of the margin
             self._margin.see(look, limits.targets, binds=self._binds, open_share=self._open)
