@@ -172,7 +172,7 @@ def _report(
         "Trace": f"{args.trace}, seed {args.seed}, thinned to at most {args.rate:g} requests a second",
         "Machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "Set-up": f"{setup_seconds:.1f} s",
-        "Clocks": "Flyball controller, cold: it learns while it serves; Observe leaves every clock and cap alone",
+        "Clocks": "Flyball controller, which learns while it serves; Observe leaves every clock and cap alone",
     }
     picture = args.out / "demo.png"
     report.draw(picture, sampler.samples, phases, title)
