@@ -563,7 +563,7 @@ def test_what_is_observed_only_limits_no_engine(make_node):
     assert node.told() == []
 
 
-def test_the_stopped_switch_renews_limits_and_changes_none(make_node, clock):
+def test_the_stopped_switch_keeps_the_batch_limit_and_opens_the_engine(make_node, clock):
     make = limiting()
     node = make_node(make)
     node.control.take_plan(plan(entry()))
@@ -574,7 +574,7 @@ def test_the_stopped_switch_renews_limits_and_changes_none(make_node, clock):
     clock.step(6.0)
     node.page()
     node.go()
-    assert node.told() == [(32, 0)]
+    assert node.told() == [(32, None)]
     node.control.take_switch("enabled")
     assert node.told() == [(64, None)]
 

@@ -4,7 +4,7 @@ import pytest
 
 from flyball_agent.controllers.base import Board
 from flyball_agent.facts import Engine, EngineState
-from flyball_agent.knobs import LEASE_SECONDS, RENEW_SECONDS, EngineKnobs, Knobs
+from flyball_agent.knobs import GATE_LEASE_SECONDS, LEASE_SECONDS, RENEW_SECONDS, EngineKnobs, Knobs
 from flyball_agent.scanner import EngineSample
 
 ENGINE = Engine("10.0.0.1", 8000, "/metrics")
@@ -48,7 +48,8 @@ def bench():
 
 
 def told(batch_limit, admit=None):
-    return [{"batchLimit": batch_limit, "admit": admit, "seconds": LEASE_SECONDS}]
+    lease_seconds = LEASE_SECONDS if admit is None else GATE_LEASE_SECONDS
+    return [{"batchLimit": batch_limit, "admit": admit, "seconds": lease_seconds}]
 
 
 NOTHING_LIMITED = [{"batchLimit": None, "admit": None}]

@@ -1,6 +1,7 @@
 """What engines that can be limited are to be told, what they were told, and what they are owed. Pure.
 
 Limits are given on a lease, which is renewed: an engine whose agent was killed goes back to its own limits by itself.
+An engine that lets in only so many, or nobody, gets a much shorter one: while nobody decides, its callers wait.
 What is wanted is compared with what the engine last took, so that a restarted engine is simply told again.
 """
 
@@ -14,6 +15,9 @@ from flyball_agent.facts import Engine, EngineState
 
 LEASE_SECONDS: Final = 15
 RENEW_SECONDS: Final = 5.0
+GATE_LEASE_SECONDS: Final = 3
+"""Of a limit of admission: an engine that was closed when its agent died answers nobody for that long."""
+GATE_RENEW_SECONDS: Final = 1.0
 FIRST_RETRY_SECONDS: Final = 1.0
 LAST_RETRY_SECONDS: Final = 10.0
 
@@ -114,13 +118,16 @@ class EngineKnobs:
         return made
 
     def renewals(self, states: Mapping[Engine, EngineState], now: float) -> list[EngineCommand]:
-        """What to tell so that nothing changes."""
+        """What to tell while nothing may be changed: batch limits stay, and engines are open.
+
+        Whom to let in is said anew by each decision. Without decisions a closed engine would answer nobody, for good.
+        """
         same = {
-            engine: Knobs(told.batch_limit, told.admit, told.turn)
+            engine: Knobs(told.batch_limit)
             for engine, hold in self._holds.items()
-            if (told := hold.told) is not None
+            if (told := hold.told) is not None and told.batch_limit is not None
         }
-        return [command for command in self.commands(same, states, now) if command.engine in same]
+        return self.commands(same, states, now)
 
     def hand_back(self) -> list[EngineCommand]:
         """What to tell at the agent's end."""
@@ -165,9 +172,11 @@ class EngineKnobs:
         elif limit is not None and hold.told is not None and hold.told.batch_limit is not None:
             # Without a board of now its bound is not known: what it took once it takes again.
             limit = min(limit, hold.told.batch_limit)
-        command = EngineCommand(engine, limit, knobs.admit, LEASE_SECONDS, knobs.turn if knobs.admit else 0)
+        gated = knobs.admit is not None
+        lease, renew = (GATE_LEASE_SECONDS, GATE_RENEW_SECONDS) if gated else (LEASE_SECONDS, RENEW_SECONDS)
+        command = EngineCommand(engine, limit, knobs.admit, lease, knobs.turn if knobs.admit else 0)
         fresh = hold.told != command or hold.restarts != state.restarts or _shows_another(state, hold)
-        if not fresh and now - hold.told_at < RENEW_SECONDS:
+        if not fresh and now - hold.told_at < renew:
             return None
         hold.in_flight, hold.told_at, hold.restarts = command, now, state.restarts
         return command
