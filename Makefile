@@ -60,9 +60,9 @@ validate: sync ## the simulator beside published measurements (DATA=directory of
 compiled: sync ## the engine's hot modules as machine code, once per source (it runs without, at a third of the speed)
 	@.venv/bin/python -c 'from flyball_sim.engine import compiling; raise SystemExit(compiling.main())' || true
 
-scoreboard: compiled ## the docs' tables of controllers from SEED; many hours, resumable (ARGS=--quick: minutes, no tables)
-	@.venv/bin/flyball-sim scoreboard --seed $(SEED) $(or $(ARGS),$(if $(DATA),--data "$(DATA)") --slo mid --warm \
-		--draws 2 --goals --out out/scoreboard.jsonl --page docs/scoreboard-results.md)
+scoreboard: compiled ## docs/scoreboard-results.md from SEED; hours, goes on after a stop (ARGS=--quick: minutes, no page)
+	@.venv/bin/flyball-sim scoreboard --seed $(SEED) $(or $(ARGS),$(if $(DATA),--data "$(DATA)") --published \
+		--goals --out out/scoreboard.jsonl --page docs/scoreboard-results.md)
 
 robustness: compiled ## controllers when metrics, cards or the load misbehave; a few minutes (ARGS='--repeat 5 --controller Flyball')
 	@.venv/bin/flyball-sim robustness $(ARGS)

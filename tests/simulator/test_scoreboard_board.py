@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from flyball_sim.cli import main
-from flyball_sim.scoreboard import digests
+from flyball_sim.scoreboard import digests, published
 from flyball_sim.scoreboard.board import run_board
 from flyball_sim.scoreboard.catalog import ROWS
-from flyball_sim.scoreboard.cells import LOADS, QUICK, WORLDS, Case, Cell, all_cells, chosen
+from flyball_sim.scoreboard.cells import AZURE, LOADS, QUICK, WORLDS, Case, Cell, all_cells, chosen
 from flyball_sim.scoreboard.contest import Options
 from flyball_sim.scoreboard.intervals import ratio_interval, share_interval
 from flyball_sim.scoreboard.store import Store, StoreError
@@ -258,3 +258,10 @@ def test_a_share_without_misses_has_no_interval_to_speak_of() -> None:
     assert share_interval(np.ones(500), blocks=40, seed=1) == (1.0, 1.0)
     low, high = share_interval(np.r_[np.zeros(5), np.ones(495)], blocks=40, seed=1)
     assert low < 0.99 <= high
+
+
+def test_what_the_docs_publish_are_cells_and_rows_of_the_board():
+    every = set(all_cells(data=True))
+    assert set(published.cells(data=True)) <= every
+    assert set(published.cells(data=False)) == {c for c in published.cells(data=True) if c.case.trace != AZURE}
+    assert set(published.ROWS) <= set(ROWS)

@@ -35,7 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="play cells (unless told otherwise), or tune controllers' parameters on traces the board does not play",
     )
     cli_tune.configure(parser)
-    parser.add_argument("--quick", action="store_true", help="a few cells that differ in everything")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="a few cells that differ in everything")
+    which.add_argument("--published", action="store_true", help="the cells and rows of docs/scoreboard-results.md")
     parser.add_argument("--json", action="store_true", help="one object a line, as each cell is done, and no table")
     parser.add_argument("--data", type=Path, help="directory of the measured data; adds the Azure conversation trace")
     parser.add_argument(
@@ -69,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console  # noqa: PLC0415 - so that --help is quick
 
     from flyball_sim.load.traces import TraceError  # noqa: PLC0415
+    from flyball_sim.scoreboard import published  # noqa: PLC0415
     from flyball_sim.scoreboard.board import run_board  # noqa: PLC0415
     from flyball_sim.scoreboard.catalog import HEADLINE, QUICK, ROWS, WARM  # noqa: PLC0415
     from flyball_sim.scoreboard.cells import QUICK_SECONDS, SECONDS  # noqa: PLC0415
@@ -82,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         cells = _cells(args)
         rows = _known("controller", args.controller, ROWS) or [
-            *(QUICK if args.quick else HEADLINE),
+            *(QUICK if args.quick else published.ROWS if args.published else HEADLINE),
             *(WARM if args.warm else ()),
         ]
     except _WrongFilterError as error:
@@ -118,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _command(args: argparse.Namespace) -> str:
     """The command that makes the same results again."""
-    words = ["flyball-sim scoreboard", *(["--quick"] if args.quick else []), *(["--warm"] if args.warm else [])]
+    words = ["flyball-sim scoreboard", *(f"--{name}" for name in ("quick", "published", "warm") if getattr(args, name))]
     words += ["--data DATA"] if args.data is not None else []
     for name in ("world", "trace", "slo", "controller", "load"):
         words += [f"--{name} {value}" for value in getattr(args, name)]
@@ -126,6 +129,7 @@ def _command(args: argparse.Namespace) -> str:
 
 
 def _cells(args: argparse.Namespace) -> Sequence[Cell]:
+    from flyball_sim.scoreboard import published  # noqa: PLC0415
     from flyball_sim.scoreboard.cells import LOADS, QUICK, TRACES, WORLDS, all_cells, chosen  # noqa: PLC0415
 
     if args.data is not None and not args.data.is_dir():
@@ -142,9 +146,11 @@ def _cells(args: argparse.Namespace) -> Sequence[Cell]:
     for load in args.load:
         if load not in LOADS:
             raise _WrongFilterError(f"--load {load} is not played: give one of {', '.join(map(str, LOADS))}")
-    cells = chosen(QUICK if args.quick else all_cells(data=args.data is not None), filters)
+    data = args.data is not None
+    every = QUICK if args.quick else published.cells(data=data) if args.published else all_cells(data=data)
+    cells = chosen(every, filters)
     if not cells:
-        within = " of --quick" if args.quick else ""
+        within = next((f" of --{name}" for name in ("quick", "published") if getattr(args, name)), "")
         mend = "give --data for the Azure trace, or other filters" if args.data is None else "give other filters"
         raise _WrongFilterError(f"no cell{within} passes the filters: {mend}")
     return cells
