@@ -192,4 +192,5 @@ class Setups:
 
 
 def _are(cards: tuple[Report, ...], before: tuple[Report, ...]) -> bool:
-    return all(card is other for card, other in zip(cards, before, strict=True))
+    # A group grows and shrinks: a card of it may still be on its way out of another policy.
+    return len(cards) == len(before) and all(card is other for card, other in zip(cards, before, strict=True))

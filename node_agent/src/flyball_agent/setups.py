@@ -45,9 +45,13 @@ def setup_of(cards: Sequence[Report], seed: int, *, profile: str | None, shelf: 
         shelf: profiles that were read.
         model: what the engine says it serves; empty: not known.
     """
-    products = {card["product"] for card in cards}
-    product = products.pop() if len(products) == 1 else ""
+    products = sorted({card["product"] for card in cards})
+    product = products[0] if len(products) == 1 else ""
     found, trouble = _profile(profile, shelf, product, gpus=len(cards), model=model)
+    if found is not None and len(products) > 1:
+        kinds = ", ".join(products)
+        trouble = f"profile {profile!r} is of {found.product}, but the cards are of several kinds: {kinds}"
+        found = None
     return Setup(
         product=product,
         gpus=len(cards),
