@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from flyball_agent.asking import Asked, period_of
-from flyball_agent.controllers.base import UNLOCKED, ControlLimits, Decision, GroupController, GroupSetpoint, Setup
+from flyball_agent.controllers.base import (
+    NEVER_SECONDS,
+    UNLOCKED,
+    ControlLimits,
+    Decision,
+    GroupController,
+    GroupSetpoint,
+    Setup,
+)
 from flyball_agent.controllers.observing import Observing
 from flyball_agent.facts import Engine, EngineState, Report, Wish
 from flyball_agent.groups import Group, lineage, metric_faults, observe
@@ -294,19 +302,22 @@ def _ask(
 
 
 def checked(decision: Decision, limits: ControlLimits) -> Decision:
-    """The decision with its clocks within the limits.
+    """The decision with its clocks and its cap within the limits.
 
     Raises:
-        ValueError: it asks for what cannot be.
+        ValueError: it asks for what cannot be, or its words are none.
     """
     wait = decision.next_wake_seconds
     if not wait >= 0:
         raise ValueError(f"next_wake_seconds is {wait}: it must be 0 or more")
+    said = (decision.because, *decision.degraded)
+    if isinstance(decision.degraded, str) or not all(isinstance(words, str) for words in said):
+        raise ValueError("because and degraded are not a text and a tuple of texts")
     setpoint = _within(decision.setpoint, limits)
     would = decision.would if decision.would is None else _within(decision.would, limits)
-    if setpoint is decision.setpoint and would is decision.would:
+    if setpoint is decision.setpoint and would is decision.would and wait <= NEVER_SECONDS:
         return decision
-    return replace(decision, setpoint=setpoint, would=would)
+    return replace(decision, setpoint=setpoint, would=would, next_wake_seconds=min(wait, NEVER_SECONDS))
 
 
 def _within(setpoint: GroupSetpoint, limits: ControlLimits) -> GroupSetpoint:
@@ -314,6 +325,8 @@ def _within(setpoint: GroupSetpoint, limits: ControlLimits) -> GroupSetpoint:
         value = getattr(setpoint, name)
         if value is not None and (not isinstance(value, int) or value < low):
             raise ValueError(f"{name} is {value!r}: it must be a whole number of {low} or more")
+    if setpoint.cap_watts is not None and (limits.cap_watts is None or setpoint.cap_watts > limits.cap_watts):
+        setpoint = replace(setpoint, cap_watts=None)
     if setpoint.sm_mhz is None:
         return setpoint
     low_mhz, high_mhz = setpoint.sm_mhz

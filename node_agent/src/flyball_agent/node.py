@@ -7,6 +7,7 @@ lock, a driver's settings) is simply wanted again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -318,7 +319,9 @@ class NodeControl:
         setpoint = UNLOCKED if outcome is None else outcome.setpoint
         cap = entry.cap_watts
         if cap is not None and setpoint.cap_watts is not None:
-            cap = min(cap, setpoint.cap_watts)
+            # A cap that no card takes would never be read back, and so the grant never acknowledged.
+            lowest = 0 if gpu.card is None else math.ceil(gpu.card["cap_min_watts"])
+            cap = min(cap, max(setpoint.cap_watts, lowest))
         policy = self._plan.policies[entry.policy]
         # The actuator gave up the clocks of this card: the cap is still held, and acknowledged, without them.
         armed = gpu.report is None or gpu.report["armed"]
