@@ -19,6 +19,8 @@ from flyball_agent.scanner import METRIC_NAMES, EngineSample
 
 NEEDED: Final = ("requests_running", "requests_waiting", "kv_cache_usage", "prompt_tokens", "generation_tokens")
 NEEDED_COUNTS: Final = ("time_to_first_token", "end_to_end")
+MOST_REQUESTS: Final = 1024
+"""Of each kind: a page can name any number, and each is worked through."""
 _FORGET_SECONDS: Final = 300.0
 _FEWEST: Final = 3.0
 
@@ -109,7 +111,8 @@ class Approximation:
         sums, values = self._sums, page.values
         prompt = max(1.0, sums.prompt_tokens / sums.firsts)
         answer = max(1.0, sums.generation_tokens / sums.ends)
-        running, waiting = round(values["requests_running"]), round(values["requests_waiting"])
+        running = round(min(values["requests_running"], MOST_REQUESTS))
+        waiting = round(min(values["requests_waiting"], MOST_REQUESTS))
         held = values["kv_cache_usage"] * kv_blocks * block_tokens
         usual = running * (prompt + answer / 2.0)
         scale = held / usual if held and usual else 1.0

@@ -121,6 +121,9 @@ class ThrottLlem:
         engine = self._with(engine, board, limits.targets)
         if real:
             self._learn(board.requests)
+        else:
+            # Requests that are made up anew for each page: of one name on two pages nothing is the same.
+            self._predicted.clear()
         running = [self._entry(view, limits.targets) for view in board.requests if view.running]
         queue = [view for view in board.requests if not view.running]
         waiting = [self._entry(view, limits.targets) for view in queue]

@@ -73,7 +73,7 @@ class Performance:
             base = float(fit["base"])
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"the fit of ThrottLLeM is damaged ({error!r}): profile again") from error
-        if not self.clocks_mhz or list(self.clocks_mhz) != sorted(set(self.clocks_mhz)):
+        if not self.clocks_mhz or self.clocks_mhz[0] < 1 or list(self.clocks_mhz) != sorted(set(self.clocks_mhz)):
             raise ValueError(f"the fit of ThrottLLeM has the clocks {self.clocks_mhz}: give them ascending")
         if len(prefill) != len(self.clocks_mhz):
             raise ValueError(
@@ -82,7 +82,15 @@ class Performance:
         self.prefill_seconds_per_token = prefill
         self._batch_edges = _edges(trees, 1)
         self._kv_edges = _edges(trees, 2)
-        self._tables = self._tabulate(trees, base, gpus)
+        numbers = [base, *prefill, *[number for tree in trees for node in tree for number in node]]
+        if not trees or not all(trees) or not all(map(math.isfinite, numbers)) or min(prefill) < 0.0:
+            raise ValueError("the fit of ThrottLLeM has an empty tree, a number that is none or a negative time")
+        try:
+            self._tables = self._tabulate(trees, base, gpus)
+        except OverflowError as error:
+            raise ValueError(f"the fit of ThrottLLeM is damaged ({error}): profile again") from error
+        if not all(min(table) > 0.0 for table in self._tables):
+            raise ValueError("the fit of ThrottLLeM is damaged (a step takes no time): profile again")
 
     def seconds(self, clock: int, batch: int, kv_tokens: float) -> float:
         """One iteration at `clocks_mhz[clock]`."""
@@ -194,9 +202,10 @@ class Performance:
         while todo:
             index, box = todo.pop()
             feature, threshold, left, right, value = tree[index]
+            if any(low >= high for low, high in box):
+                continue  # nothing is in there, however many nodes are below
             if feature < 0:
-                if all(low < high for low, high in box):
-                    found.append((value, *box))
+                found.append((value, *box))
                 continue
             if feature == 0:
                 todo.append((left if gpus <= threshold else right, box))
