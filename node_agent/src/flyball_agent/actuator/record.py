@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flyball_agent.actuator.limits import TOLERANCE_WATTS
+
 VERSION = 1
 
 
@@ -53,7 +55,9 @@ class Entry:
         if watts == self.cap_watts:
             return self  # on record already, so that a cap can be put back on a full disk too
         before = found_watts if self.cap_before_watts is None else self.cap_before_watts
-        return replace(self, cap_watts=watts, cap_previous_watts=self.cap_watts, cap_before_watts=before)
+        # Not always the last on record: a card that refused that one still has the one before.
+        found = next((cap for cap in self.ours_watts if abs(cap - found_watts) <= TOLERANCE_WATTS), self.cap_watts)
+        return replace(self, cap_watts=watts, cap_previous_watts=found, cap_before_watts=before)
 
 
 EMPTY = Entry()
