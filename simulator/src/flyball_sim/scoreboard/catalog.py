@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +32,8 @@ _RECORDS: Final = "flyball_sim.scoreboard.records"
 _FIXED: Final = "flyball_agent.controllers.fixed"
 _MODEL_PACKAGES: Final = ("flyball_sim",)
 OURS: Final = "flyball"
+PAGED: Final = ("agft", "voltanallm", "throttllem")
+"""Controllers that are played a second time on Flyball's signals; PALS looks every half second anyway."""
 _TUNED_WITH: Final = {"throttllem-oracle": "throttllem"}
 
 
@@ -59,8 +61,13 @@ class RowKind:
 
     @property
     def rival(self) -> bool:
-        """Whether Flyball has to beat it."""
-        return self.contender is not None and self.contender.name not in {*ORACLES, OURS}
+        """Whether Flyball has to beat it: with the signals its paper assumes."""
+        return self.contender is not None and self.contender.name not in {*ORACLES, OURS} and not self.page_only
+
+    @property
+    def page_only(self) -> bool:
+        """Whether it is a published controller that sees what Flyball sees: a page every half second."""
+        return self.contender is not None and self.contender.name != OURS and not self.contender.native
 
     def plays(self, world: str) -> bool:
         """Whether a world's cells have it."""
@@ -145,7 +152,10 @@ def _sets(contender: Contender) -> dict[str, Contender]:
     tuned = contender.with_parameters(tuned_parameters(_TUNED_WITH.get(contender.name, contender.name)))
     if contender.name == OURS:
         return {OURS: contender, f"{OURS}/tuned": tuned}
-    return {f"{contender.name}/paper": contender, f"{contender.name}/tuned": tuned}
+    sets = {f"{contender.name}/paper": contender, f"{contender.name}/tuned": tuned}
+    if contender.name in PAGED:
+        sets[f"{contender.name}/page"] = replace(tuned, native=False)
+    return sets
 
 
 ROWS: Final[Mapping[str, RowKind]] = MappingProxyType(_rows())
@@ -154,7 +164,9 @@ ROWS: Final[Mapping[str, RowKind]] = MappingProxyType(_rows())
 
 HEADLINE: Final = tuple(name for name, kind in ROWS.items() if not kind.warm and name != f"{OURS}/tuned")
 """Rows that are played unless others are asked for: controllers as they start, learning counted."""
-WARM: Final = tuple(name for name, kind in ROWS.items() if kind.warm and name != f"{OURS}/tuned/warm")
+WARM: Final = tuple(
+    name for name, kind in ROWS.items() if kind.warm and name != f"{OURS}/tuned/warm" and not kind.page_only
+)
 """The same controllers after half an hour that does not count."""
 
 QUICK: Final = (

@@ -18,6 +18,9 @@ _READ_AS: Final = (
     "Energies are modelled, over those of unlocked clocks in the same cell; in italics, the attainment of a row that is"
     " below 99 % and has no rank; in bold, the controller with the least energy.\n"
 )
+_PAGED_AS: Final = (
+    "The same tuned parameters, which were tuned with the signals each paper assumes. PALS sees no more anyway.\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +31,30 @@ class Season:
         title: heading.
         ours: name of Flyball's row.
         warm: whether rows of warm controllers are meant.
+        page_only: whether all see a page every half second and nothing else.
     """
 
     title: str
     ours: str
-    warm: bool
+    warm: bool = False
+    page_only: bool = False
 
     @property
     def rivals(self) -> tuple[str, ...]:
         """Rows Flyball has to beat."""
-        return tuple(name for name, kind in ROWS.items() if kind.rival and kind.warm == self.warm)
+        wanted = (name for name, kind in ROWS.items() if kind.warm == self.warm)
+        return tuple(name for name in wanted if (ROWS[name].page_only if self.page_only else ROWS[name].rival))
 
     @property
     def controllers(self) -> tuple[str, ...]:
         """All rows of controllers, oracles included."""
-        return tuple(name for name, kind in ROWS.items() if kind.contender is not None and kind.warm == self.warm)
+        wanted = (name for name, kind in ROWS.items() if kind.contender is not None and kind.warm == self.warm)
+        return tuple(name for name in wanted if name == self.ours or ROWS[name].page_only == self.page_only)
 
 
-COLD: Final = Season("Cold: learning counted, Flyball's prior wrong by up to 30 %", OURS, warm=False)
+COLD: Final = Season("Cold: learning counted, Flyball's prior wrong by up to 30 %", OURS)
 WARMED: Final = Season("After 30 minutes that do not count", f"{OURS}/warm", warm=True)
+PAGED: Final = Season("Everybody on a page every half second, as a node agent reads one", OURS, page_only=True)
 
 
 def page(records: Sequence[Record], *, command: str, machine: str, tuned: Mapping[str, Any]) -> str:
@@ -66,6 +74,9 @@ def page(records: Sequence[Record], *, command: str, machine: str, tuned: Mappin
     for season in (COLD, WARMED):
         if any(record["controller"] == season.ours for record in records):
             parts += [f"## {season.title}\n", *_energies(records, season), *_goals(records, season)]
+    played = {record["controller"] for record in records}
+    if played & set(PAGED.rivals):
+        parts += [f"## {PAGED.title}\n", _PAGED_AS, *_energies(records, PAGED)]
     parts += _ranking(records, COLD)
     parts += _costs(records)
     parts += _tuning(tuned)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from flyball_sim.scoreboard.catalog import PAGED
 from flyball_sim.scoreboard.cells import AZURE, LOADS, TRACES, Case, Cell
 
 ROWS: Final = (
@@ -13,6 +14,7 @@ ROWS: Final = (
     "clairvoyant",
     "bound",
     *(f"{rival}/{how}" for rival in ("agft", "voltanallm", "throttllem", "pals") for how in ("paper", "tuned")),
+    *(f"{rival}/page" for rival in PAGED),
     "flyball",
 )
 _SLO: Final = "mid"
