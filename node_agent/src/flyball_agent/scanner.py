@@ -39,6 +39,8 @@ METRIC_NAMES: Final[Mapping[str, str]] = {name: f"vllm:{spellings[0]}" for name,
 """For sentences: what a family is called on the page."""
 
 _MAX_SERIES: Final = 4096
+_MAX_KEPT_BYTES: Final = 1024
+"""Of a series' name and labels: longer ones are understood anew on each page, and not remembered."""
 _MAX_VALUE: Final = 2.0**63
 """No count is higher. One infinity, NaN or overflow added to a cumulative counter would stay in it for ever, and the
 API server refuses a status that holds one: no grant of the whole node would be acknowledged any more."""
@@ -98,7 +100,7 @@ _SPELLINGS: Final = {spelling: name for name, (_, spellings) in FAMILIES.items()
 _LINE: Final = re.compile(
     rb"\nvllm[:_]((?:"
     + b"|".join(re.escape(spelling.encode()) for spelling in sorted(_SPELLINGS, key=len, reverse=True))
-    + rb')(?:_bucket|_sum|_count)?(?:[ \t]*\{(?:[^"}]|"(?:[^"\\\n]|\\.)*")*\})?)[ \t]+(\S+)'
+    + rb')(?:_bucket|_sum|_count)?(?:[ \t]*\{(?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*\})?)[ \t]+(\S+)'
 )
 _LE: Final = re.compile(rb'[{,]\s*le="([^"]*)"')
 _MODEL: Final = re.compile(rb'[{,]\s*model_name="([^"\\]{1,256})"')
@@ -127,11 +129,9 @@ class PageScanner:
             try:
                 value = float(number)
             except ValueError as error:
-                raise ValueError(f"metric {series.decode(errors='replace')} has the value {number!r}") from error
+                raise ValueError(_wrong(series, number)) from error
             if not 0.0 <= value <= _MAX_VALUE:
-                raise ValueError(
-                    f"metric {series.decode(errors='replace')} has the value {number!r}: give one from 0 to 2^63"
-                )
+                raise ValueError(f"{_wrong(series, number)}: give one from 0 to 2^63")
             draft = drafts.setdefault(spelling, _Draft())
             if part == "_bucket":
                 draft.buckets[bound] = draft.buckets.get(bound, 0.0) + value
@@ -151,10 +151,16 @@ class PageScanner:
             self._series.clear()
             self._models.clear()
         meaning = _understand(series)
-        if meaning is not None and (model := _MODEL.search(series)):
+        # More than one is said to be none: two are enough to know.
+        if meaning is not None and len(self._models) < 2 and (model := _MODEL.search(series)):
             self._models.add(model[1].decode(errors="replace"))
-        self._series[series] = meaning
+        if len(series) <= _MAX_KEPT_BYTES:
+            self._series[series] = meaning
         return meaning
+
+
+def _wrong(series: bytes, number: bytes) -> str:
+    return f"metric {series[:160].decode(errors='replace')} has the value {number[:40]!r}"
 
 
 def _understand(series: bytes) -> _Series | None:
