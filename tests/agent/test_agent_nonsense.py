@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -12,6 +13,7 @@ from flyball_agent.node import NodeControl
 from flyball_agent.profiles import DecodePoint, Profile
 from flyball_agent.scanner import EngineSample
 from flyball_agent.setups import setup_of
+from flyball_agent.status import DrawMeter, build_status
 from flyball_api.nodeenergyplan import NodeEnergyPlan
 
 ENGINE = Engine("10.0.0.1", 8000, "/metrics")
@@ -89,6 +91,17 @@ def test_words_that_are_none_are_a_failure_of_that_controller(node, engines, bad
     (command,) = control.commands(engines)
     assert (command.sm_mhz, command.cap_watts) == (None, 400)
     assert set(control.faults(control.gpus["GPU-1"])) == {"ControllerFailed"}
+
+
+def test_half_a_character_in_a_controllers_words_does_not_keep_the_status_from_being_written(node, engines, clock):
+    control = node(Decision(UNLOCKED, degraded=("profile \ud800 is of other cards",), because="\udfff" * 300))
+    control.take_plan(plan(entry()))
+    control.commands(engines)
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    status = build_status(control, engines, DrawMeter(), now=clock.now, wall_time=now, version="1", earlier=None)
+    (gpu,) = [gpu for gpu in status.gpus if gpu.uuid == "GPU-1"]
+    assert gpu.because == "?" * 256
+    assert {fault.code: fault.message for fault in gpu.faults} == {"Degraded": "profile ? is of other cards"}
 
 
 @pytest.mark.parametrize("wait", [1e300, math.inf])

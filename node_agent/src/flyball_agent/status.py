@@ -111,9 +111,14 @@ def _gpu_status(control: NodeControl, gpu: Gpu, meter: DrawMeter, now: float) ->
         draw_watts=meter.watts(gpu, now),
         sm_megahertz=sample.get("sm_mhz"),
         cap_limited=report.get("cap_limited", False),
-        because="" if gpu.outcome is None else gpu.outcome.because[:256],
-        faults=tuple(Fault(code=code, message=message[:512]) for code, message in faults),
+        because="" if gpu.outcome is None else _words(gpu.outcome.because, 256),
+        faults=tuple(Fault(code=code, message=_words(message, 512)) for code, message in faults),
     )
+
+
+def _words(text: str, most: int) -> str:
+    """As far as the API server takes it: half a character, as JSON from a profile may hold, is no text."""
+    return text[:most].encode("utf-8", "replace").decode("utf-8")
 
 
 def _requested(report: Mapping[str, Any]) -> Setpoint | None:
