@@ -14,7 +14,7 @@ from flyball_agent.controllers.flyball.anticipation import SLOTS, Anticipation
 from flyball_agent.controllers.flyball.cards import PRIOR_NAMES, card_of, prior_of
 from flyball_agent.controllers.flyball.choice import View, choose, parking, unknown_parking
 from flyball_agent.controllers.flyball.drift import DriftWatch
-from flyball_agent.controllers.flyball.feasibility import binding, forecast
+from flyball_agent.controllers.flyball.feasibility import binding, forecast, misses_of
 from flyball_agent.controllers.flyball.latency import HOST_SECONDS, LatencyModel
 from flyball_agent.controllers.flyball.load import Load
 from flyball_agent.controllers.flyball.margin import HIGHEST, LOWEST, Margin, TailCounter
@@ -64,8 +64,9 @@ def true_step(batch, cache, tokens, share, *, a=0.0065, p=21e-6, knee=0.55):
     return HOST_SECONDS + decode * (a + 11e-6 * batch + 0.019 * cache) + p * prefill * tokens
 
 
-def view(targets, model=None, margin=None):
-    return View(model or taught(), PowerModel(prior_of(H100), 1), CLOCKS, 1980, targets, margin or Margin(0.02, 0.008))
+def view(targets, model=None, margin=None, miss_joules=0.0):
+    power, margin = PowerModel(prior_of(H100), 1), margin or Margin(0.02, 0.008)
+    return View(model or taught(), power, CLOCKS, 1980, targets, margin, miss_joules)
 
 
 # -- signals ---------------------------------------------------------------------------------------------------
@@ -235,6 +236,40 @@ def test_no_clock_is_chosen_where_none_holds_the_objectives():
     assert chosen.binds == "time per output token"
 
 
+def test_the_dearer_a_miss_is_the_higher_the_clock():
+    chosen = [
+        choose(view(Targets(1.0, 0.05), MODEL, miss_joules=joules), load(), known=0, slack=1.25).index
+        for joules in (0.0, 1e2, 1e3, 1e4, 1e5, 1e6)
+    ]
+    assert chosen == sorted(chosen)
+    assert chosen[0] < chosen[3] < chosen[-1]
+
+
+def test_those_that_stand_in_a_queue_raise_the_clock_although_no_objective_is_broken():
+    alone, queue = load(), load(waiting=4.0, queued_tokens=4800.0, queued_seconds=0.2)
+    priced = view(Targets(2.0, 0.05), MODEL, miss_joules=300.0)
+    low = choose(priced, alone, known=0, slack=1.25)
+    high = choose(view(Targets(2.0, 0.05), MODEL, miss_joules=300.0), queue, known=0, slack=1.25)
+    assert high.index > low.index
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0, 200), st.floats(0, 30000), st.floats(0.01, 30), st.floats(0, 12), st.floats(1, 500))
+def test_a_higher_clock_never_makes_more_misses(batch, prompt, arrivals, waiting, answer):
+    asked = load(
+        batch=batch,
+        cache=min(0.9, 0.003 * batch),
+        prompt_rate=prompt,
+        arrival_rate=arrivals,
+        output_rate=arrivals * answer,
+        answer_tokens=answer,
+        waiting=waiting,
+    )
+    missed = [misses_of(forecast(MODEL, asked, mhz / 1980), MODEL, asked, 0.05) for mhz in CLOCKS]
+    assert all(low >= high - 1e-9 for low, high in itertools.pairwise(missed))
+    assert missed[-1] >= 0.0
+
+
 def test_clocks_that_were_never_seen_need_slack():
     sure = choose(view(Targets(1.0, 0.05), MODEL), load(), known=0, slack=1.25)
     unsure = choose(view(Targets(1.0, 0.05), MODEL), load(), known=len(CLOCKS) - 1, slack=1.25)
@@ -286,10 +321,23 @@ def test_misses_stay_near_what_is_allowed_however_the_world_moves(thresholds, se
 
 def test_a_margin_below_which_predictions_are_blind_lifts_the_lowest_clock():
     margin = Margin(0.02, 0.008)
-    assert margin.floor == 0.0
+    assert margin.floor(priced=False) == 0.0
     margin.logs["tpot"] = math.log(LOWEST)
-    assert margin.floor == pytest.approx(1.0)
+    assert margin.floor(priced=False) == pytest.approx(1.0)
+    assert margin.floor(priced=True) == 0.0
     assert margin.tpot > LOWEST
+
+
+def test_a_miss_makes_the_next_one_dearer_and_goes_with_what_a_usual_request_costs():
+    margin = Margin(0.02, 0.008)
+    first = margin.miss_joules(400.0, 4.0)
+    margin.count(1.0, {"ttft": 0.0, "tpot": 1.0}, "tpot")
+    assert margin.miss_joules(400.0, 4.0) > first
+    margin.count(3000.0, {"ttft": 0.0, "tpot": 0.0}, "tpot")
+    assert margin.miss_joules(400.0, 4.0) < first
+    usual = Margin(0.02, 0.008)
+    usual.spent(800.0, 4.0)
+    assert usual.miss_joules(1.0, 1.0) == pytest.approx(2.0 * first)
 
 
 def test_misses_are_counted_exactly_on_an_edge_and_by_the_tail_between_edges():

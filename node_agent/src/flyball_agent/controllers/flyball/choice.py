@@ -13,6 +13,7 @@ from flyball_agent.controllers.flyball.feasibility import (
     Forecast,
     binding,
     forecast,
+    misses_of,
     watts_of,
 )
 from flyball_agent.controllers.flyball.latency import LatencyModel
@@ -25,8 +26,6 @@ _VALLEY_STEPS: Final = 24
 _UNKNOWN_SHARE: Final = 0.55
 _UNKNOWN_SLACK: Final = 0.4
 """Of the time to first token, for what is lost at a clock that an unknown engine waits at."""
-_UPHILL: Final = 2
-"""Steps up without a gain end the search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,7 @@ class View:
         top_mhz: the clock the models' times are for.
         targets: the objectives.
         margin: how much of each objective a prediction may use up.
+        miss_joules: what a miss of the time per output token is worth.
     """
 
     latency: LatencyModel
@@ -67,6 +67,7 @@ class View:
     top_mhz: int
     targets: Targets
     margin: Margin
+    miss_joules: float = 0.0
     _seen: dict[int, Forecast] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def at(self, load: Load, index: int) -> Forecast:
@@ -88,13 +89,22 @@ class View:
             slack=slack,
         )
 
+    def cost(self, load: Load, index: int, slack: float = 1.0) -> float:
+        """Watts, and what the misses that it would make are worth."""
+        seen = self.at(load, index)
+        watts = self.watts(seen)
+        tpot = self.targets.tpot_seconds
+        if tpot is None or self.miss_joules <= 0.0:
+            return watts
+        return watts + self.miss_joules * misses_of(seen, self.latency, load, tpot, slack=slack)
+
     def watts(self, seen: Forecast) -> float:
         """Of the group at a forecast."""
         return watts_of(self.power, self.latency, seen)
 
 
 def choose(view: View, load: Load, *, known: int, slack: float) -> Choice:
-    """The clock of least predicted power among those that hold the objectives.
+    """The clock of least predicted power, misses priced, among those that hold the objectives.
 
     Args:
         view: models, grid and objectives.
@@ -119,20 +129,12 @@ def choose(view: View, load: Load, *, known: int, slack: float) -> Choice:
             low, binds = middle, found
         else:
             high = middle
-    best, seen = high, view.at(load, high)
-    least = view.watts(seen)
     stride = max(1, (top - high) // _VALLEY_STEPS)
-    uphill = 0
-    for index in range(high + stride, top + 1, stride):
-        other = view.at(load, index)
-        watts = view.watts(other)
-        if watts < least:
-            best, seen, least, uphill = index, other, watts, 0
-        else:
-            uphill += 1
-            if uphill >= _UPHILL:
-                break
-    return Choice(best, high, binds, seen, least)
+    best = min(
+        (*range(high, top, stride), top), key=lambda index: view.cost(load, index, slack if index < known else 1.0)
+    )
+    seen = view.at(load, best)
+    return Choice(best, high, binds, seen, view.watts(seen))
 
 
 def parking(view: View, load: Load, *, wake: int, look_seconds: float, slack: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from flyball_agent.controllers.flyball.anticipation import Anticipation
 from flyball_agent.controllers.flyball.cards import Prior, prior_of
 from flyball_agent.controllers.flyball.choice import Choice, View, choose, parking, unknown_parking
 from flyball_agent.controllers.flyball.drift import DriftWatch
+from flyball_agent.controllers.flyball.feasibility import LOOK_SECONDS
 from flyball_agent.controllers.flyball.latency import LatencyModel
 from flyball_agent.controllers.flyball.load import Load, LoadMeter
 from flyball_agent.controllers.flyball.margin import HIGHEST, LOWEST, Margin
@@ -33,7 +35,6 @@ from flyball_api.controllers.flyball import FlyballController
 
 STATE_VERSION: Final = 1
 STALE_SECONDS: Final = 2.5
-LOOK_SECONDS: Final = 0.5
 PARK_SECONDS: Final = 2.0
 _FALLBACK_STEP_MHZ: Final = 15
 _LEARNT_STEPS: Final = 0.1
@@ -169,6 +170,9 @@ class Flyball:
             return self._unknown(load, grid, top, limits)
         self._idle_seconds = self._idle_seconds + look.seconds if load.idle else 0.0
         view = View(self._latency, self._power, grid, top, limits.targets, self._margin)
+        if limits.targets.tpot_seconds is not None:
+            watts = view.watts(view.at(load, len(grid) // 2))
+            view = replace(view, miss_joules=self._margin.miss_joules(watts, load.arrival_rate))
         return self._controlled(view, load, limits, now)
 
     def _unknown(self, load: Load, grid: tuple[int, ...], top: int, limits: ControlLimits) -> Decision:
@@ -189,11 +193,16 @@ class Flyball:
         known = next((i for i, mhz in enumerate(grid) if mhz >= self._known_share * view.top_mhz), len(grid) - 1)
         slack = self._parameters.exploration_percent / 100.0
         chosen = choose(view, load, known=known, slack=slack)
+        priced = view.miss_joules > 0.0
+        if not load.idle:
+            self._margin.spent(chosen.watts, load.arrival_rate)
         self._binds = _MARGIN_OF.get(chosen.binds, "")
+        if priced and chosen.index is not None and (chosen.index > chosen.lowest or not self._binds):
+            self._binds = "tpot"
         if chosen.index is None:
             return self._unlocked(f"no clock holds the objectives: {chosen.binds} at {grid[-1]} MHz")
         step = max(1, round(_EXPLORING_STEP * len(grid)))
-        index = max(chosen.index, known - step, math.ceil(self._margin.floor * (len(grid) - 1)))
+        index = max(chosen.index, known - step, math.ceil(self._margin.floor(priced=priced) * (len(grid) - 1)))
         held = len(grid) - 1 if self._held is None else min(self._held, len(grid) - 1)
         parked = False
         if self._idle_seconds >= PARK_SECONDS and self._parameters.park_idle:
@@ -254,7 +263,8 @@ class Flyball:
         return (
             f"{grid[chosen.lowest]}-{grid[-1]} MHz hold the objectives{under}; {what} {grid[index]} MHz:"
             f" {view.watts(seen):.0f} W, {1e3 * seen.tpot_seconds:.1f} ms per token,"
-            f" {1e3 * seen.ttft_seconds:.0f} ms to the first, margins {view.margin.tpot:.2f} and {view.margin.ttft:.2f}"
+            f" {1e3 * seen.ttft_seconds:.0f} ms to the first, margin {view.margin.ttft:.2f},"
+            f" a miss priced at {view.miss_joules:.0f} J"
         )
 
     def _unlocked(self, why: str, *, degraded: bool = False) -> Decision:

@@ -20,11 +20,19 @@ FIRST: Final = 0.65
 SMALLEST: Final = 0.5
 """Below it misses come from what the predictions do not see (answers of a few tokens, say): then a smaller share of the
 objective would make the clock jump with every change of load, and the margin lifts the lowest clock instead."""
+_CAUTION: Final = 3.0
+"""By how much the logarithm of a miss's price rises where that of the margin falls."""
+_HASTE: Final = 8.0
+"""By how much more it rises below `SMALLEST`."""
+_FIRST_PRICE: Final = 0.05
+"""Of what a usual request costs over what it may miss: what a miss is worth at first."""
+_USUAL_LOOKS: Final = 200
 _OPEN: Final = 0.8
-_EARLY: Final = 4.0
+_EARLY: Final = 2.0
 _EARLY_REQUESTS: Final = 300.0
 _STRANGE: Final = 2.5
 _USUAL_SECONDS: Final = 120.0
+_LEAST_RATE: Final = 1e-3
 _RECENT: Final = 0.9997
 """Per request, of the recent share of misses."""
 _FEW: Final = 3.0
@@ -93,6 +101,7 @@ class Margin:
         self.logs = {"ttft": math.log(FIRST), "tpot": math.log(FIRST)}
         self._most = HIGHEST
         self._usual_rate = 0.0
+        self._usual, self._usual_looks = (0.0, 0.0), 0
         self._recent = self._recent_of = self.judged = 0.0
         self._tails = {name: TailCounter() for name in ("time_per_output_token", "time_to_first_token", "end_to_end")}
 
@@ -103,14 +112,37 @@ class Margin:
 
     @property
     def tpot(self) -> float:
-        """Of the time per output token, and of whole answers."""
+        """Of whole answers."""
         return max(min(math.exp(self.logs["tpot"]), self._most), SMALLEST)
 
-    @property
-    def floor(self) -> float:
-        """How far up the range of clocks none lower is taken, whatever is predicted: 0 to 1."""
-        least = min(self.logs.values())
+    def floor(self, *, priced: bool) -> float:
+        """How far up the range of clocks none lower is taken, whatever is predicted: 0 to 1.
+
+        Args:
+            priced: misses of the time per output token have a price, and need no floor.
+        """
+        least = self.logs["ttft"] if priced else min(self.logs.values())
         return min(max((math.log(SMALLEST) - least) / math.log(SMALLEST / LOWEST), 0.0), 1.0)
+
+    def miss_joules(self, watts: float, arrival_rate: float) -> float:
+        """What a miss of the time per output token is worth.
+
+        Args:
+            watts: of the group now, while no usual ones are known.
+            arrival_rate: of requests now, the same.
+        """
+        usual_watts, usual_rate = self._usual if self._usual_looks else (watts, arrival_rate)
+        log = min(self.logs["tpot"], math.log(self._most))
+        rise = _CAUTION * (math.log(FIRST) - log) + _HASTE * max(0.0, math.log(SMALLEST) - log)
+        caution = math.exp(rise)
+        return _FIRST_PRICE * caution * usual_watts / (max(usual_rate, _LEAST_RATE) * self.allowed)
+
+    def spent(self, watts: float, arrival_rate: float) -> None:
+        """What an engine that works draws, and how many requests come to it."""
+        self._usual_looks = min(self._usual_looks + 1, _USUAL_LOOKS)
+        old_watts, old_rate = self._usual
+        weight = 1.0 / self._usual_looks
+        self._usual = (old_watts + weight * (watts - old_watts), old_rate + weight * (arrival_rate - old_rate))
 
     def know(self, arrival_rate: float, seconds: float) -> None:
         """How much there is to do: what was learnt under little load says nothing of several times as much."""
