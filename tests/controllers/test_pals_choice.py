@@ -89,6 +89,7 @@ def test_the_nodes_own_watts_make_a_higher_cap_worth_its_price():
         ({"gpus": 1}, "1 GPUs and the engine has 4"),
         ({"caps_watts": [400, 150]}, "not ascending"),
         ({"tokens_per_second": [[50.0, 1800.0]]}, "damaged"),
+        ({"caps_watts": [150, float("inf")]}, "damaged"),
         ({"power_watts": [[147.0, math.nan], [285.0, 329.0]]}, "nan"),
         ({"power_error_percent": -1}, "error in percent"),
     ],

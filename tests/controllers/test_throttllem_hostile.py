@@ -77,7 +77,10 @@ def test_what_was_made_up_of_one_page_is_not_taken_for_the_same_requests_on_the_
         {"trees": [[[math.nan]]]},
         {"trees": [[]]},
         {"trees": [[[1, math.nan, 1, 2], [0.1], [0.2]]]},
+        {"trees": [[[1, 5.0, 0.5, 2], [0.1], [0.2]]]},
+        {"trees": [[[1, 5.0, 1, 3], [0.1], [0.2]]]},
         {"clocks": [-990, 1485, 1980]},
+        {"clocks": [990, 1485, math.inf]},
     ],
 )
 def test_a_profile_whose_model_is_damaged_is_refused_with_a_sentence(damage):

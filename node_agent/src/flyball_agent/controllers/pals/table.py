@@ -171,7 +171,7 @@ def read_table(fit: Mapping[str, Any], gpus: int) -> Table:
         )
         throughput, power = _error(fit["throughput_error_percent"]), _error(fit["power_error_percent"])
         return Table(gpus, candidates, throughput, power, accepted=fit["accepted"] is True)
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, OverflowError) as error:
         raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from error
 
 

@@ -71,7 +71,7 @@ class Performance:
             trees = [[_node(node, number, len(tree)) for number, node in enumerate(tree)] for tree in fit["trees"]]
             prefill = tuple(float(seconds) for seconds in fit["prefill_seconds_per_token"])
             base = float(fit["base"])
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, OverflowError) as error:
             raise ValueError(f"the fit of ThrottLLeM is damaged ({error!r}): profile again") from error
         if not self.clocks_mhz or self.clocks_mhz[0] < 1 or list(self.clocks_mhz) != sorted(set(self.clocks_mhz)):
             raise ValueError(f"the fit of ThrottLLeM has the clocks {self.clocks_mhz}: give them ascending")
@@ -236,9 +236,12 @@ class _Node(NamedTuple):
 def _node(raw: Sequence[Any], number: int, size: int) -> _Node:
     if len(raw) == 1:
         return _Node(-1, 0.0, 0, 0, float(raw[0]))
-    if len(raw) != 4 or raw[0] not in range(len(FEATURES)) or min(raw[2:]) <= number or max(raw[2:]) >= size:
-        raise TypeError(f"node {raw} is none")
+    if len(raw) != 4 or raw[0] not in range(len(FEATURES)):
+        raise TypeError(f"node {raw!r} is none")
     feature, threshold, left, right = raw
+    # Whole numbers, each beyond its parent: else a walk down the tree would not end.
+    if any(type(child) is not int or not number < child < size for child in (left, right)):
+        raise TypeError(f"node {raw!r} has children that are none")
     return _Node(int(feature), float(threshold), int(left), int(right), 0.0)
 
 
