@@ -23,6 +23,8 @@ from flyball_agent.controllers.flyball.power import PowerModel
 
 _VALLEY_STEPS: Final = 24
 """The grid above the lowest feasible clock is looked through in at most so many steps."""
+_COARSE_STEPS: Final = 10
+"""The same, before a finer look around the best of them."""
 _UNKNOWN_SHARE: Final = 0.55
 _UNKNOWN_SLACK: Final = 0.4
 """Of the time to first token, for what is lost at a clock that an unknown engine waits at."""
@@ -129,10 +131,15 @@ def choose(view: View, load: Load, *, known: int, slack: float) -> Choice:
             low, binds = middle, found
         else:
             high = middle
-    stride = max(1, (top - high) // _VALLEY_STEPS)
-    best = min(
-        (*range(high, top, stride), top), key=lambda index: view.cost(load, index, slack if index < known else 1.0)
-    )
+
+    def cost(index: int) -> float:
+        return view.cost(load, index, slack if index < known else 1.0)
+
+    stride = max(1, (top - high) // _COARSE_STEPS)
+    best = min((*range(high, top, stride), top), key=cost)
+    while stride > 1:
+        stride = (stride + 1) // 2
+        best = min((best, max(high, best - stride), min(top, best + stride)), key=cost)
     seen = view.at(load, best)
     return Choice(best, high, binds, seen, view.watts(seen))
 
