@@ -576,6 +576,7 @@ def test_the_stopped_switch_keeps_the_batch_limit_and_opens_the_engine(make_node
     node.go()
     assert node.told() == [(32, None)]
     node.control.take_switch("enabled")
+    node.go()
     assert node.told() == [(64, None)]
 
 

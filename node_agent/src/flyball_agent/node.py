@@ -220,8 +220,8 @@ class NodeControl:
         return frozenset(group.profile for group in self._plan.groups if group.profile)
 
     def next_wake(self) -> float | None:
-        """When a controller wants to be asked, in monotonic seconds."""
-        return self._driver.next_wake()
+        """When a controller wants to be asked, in monotonic seconds; None: whenever there is news anyway."""
+        return self._driver.next_wake() if self.writes else None
 
     def commands(self, engines: Mapping[Engine, EngineState]) -> list[Command]:
         """Let the controllers decide, and say what to ask of the actuator now; each is in flight from here on."""
@@ -232,6 +232,11 @@ class NodeControl:
             gpu.outcome = None
         knobs: dict[Engine, Knobs] = {}
         for group in self._plan.groups:
+            if not self.writes and not group.observed:
+                # What is not written must not be learnt from, as of clocks that are not reached.
+                for entry in group.entries:
+                    self.gpus[entry.uuid].outcome = self._driver.last(group)
+                continue
             limits = limits_of(group, cards)
             if limits is None:
                 continue
