@@ -1,6 +1,7 @@
 """The agent's loops around its state: engines told and handed back, states kept, decisions logged."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -119,6 +120,20 @@ def test_engines_are_told_in_the_control_loop_and_handed_back_at_the_end(clock):
     assert [body["batchLimit"] for body in around.told] == [1, 2, None]
     assert around.client.asked[0][1]["sm_mhz"] == (900, 900)
     assert around.scraper.wishes[-1][ENGINE].board
+
+
+def test_an_engine_that_hangs_at_the_end_does_not_cost_what_was_learnt(clock, tmp_path, monkeypatch):
+    monkeypatch.setattr("flyball_agent.agent.FAREWELL_SECONDS", 0.05)
+
+    async def run():
+        around = Around(clock, tmp_path / "states.json")
+        around.plan()
+        await around.go()
+        around.agent._around = replace(around.agent._around, tell=lambda _: asyncio.Event().wait())
+        await around.agent.farewell()
+
+    asyncio.run(run())
+    assert (tmp_path / "states.json").exists()
 
 
 def test_an_engine_that_refuses_is_counted_and_told_in_the_status(clock):

@@ -307,8 +307,9 @@ class Agent:
         """Give engines their own limits back and keep what controllers learnt, as far as time allows."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
-                await asyncio.gather(*(self._around.tell(command) for command in self._control.hand_back()))
-                await self._keep()
+                # At once: an engine that does not answer must not cost what was learnt.
+                telling = (self._around.tell(command) for command in self._control.hand_back())
+                await asyncio.gather(self._keep(), *telling)
 
     # -- files ---------------------------------------------------------------------------------------------
 
