@@ -260,11 +260,11 @@ class Flyball:
         seen = view.at(load, index)
         under = f", below it {chosen.binds}" if chosen.binds else ""
         what = "parked at" if parked else "least energy at"
+        price = f", a miss priced at {view.miss_joules:.0f} J" if view.miss_joules > 0.0 else ""
         return (
             f"{grid[chosen.lowest]}-{grid[-1]} MHz hold the objectives{under}; {what} {grid[index]} MHz:"
             f" {view.watts(seen):.0f} W, {1e3 * seen.tpot_seconds:.1f} ms per token,"
-            f" {1e3 * seen.ttft_seconds:.0f} ms to the first, margin {view.margin.ttft:.2f},"
-            f" a miss priced at {view.miss_joules:.0f} J"
+            f" {1e3 * seen.ttft_seconds:.0f} ms to the first, margin {view.margin.ttft:.2f}{price}"
         )
 
     def _unlocked(self, why: str, *, degraded: bool = False) -> Decision:
