@@ -79,9 +79,16 @@ class LogGains:
         for index in range(count):
             covariance[index][index] += self._drift
         along = [sum([row[j] * slopes[j] for j in range(count)]) for row in covariance]
-        variance = sum([along[i] * slopes[i] for i in range(count)]) + noise * noise
+        known = sum([along[i] * slopes[i] for i in range(count)])
+        if known < 0.0:
+            # Rounding has eaten the matrix: its diagonal alone is always a covariance.
+            self._keep_diagonal()
+            covariance = self.covariance
+            along = [covariance[i][i] * slopes[i] for i in range(count)]
+            known = sum([along[i] * slopes[i] for i in range(count)])
+        variance = known + noise * noise
         deviation = math.sqrt(variance)
-        self.unsure = math.sqrt(max(variance - noise * noise, 0.0)) / predicted
+        self.unsure = math.sqrt(known) / predicted
         surprise = (measured - predicted) / deviation
         bounded = min(max(surprise, -_LARGEST_SURPRISE), _LARGEST_SURPRISE) * deviation
         for i in range(count):
@@ -89,15 +96,27 @@ class LogGains:
             moved = self.logs[i] + gain * bounded
             self.logs[i] = min(max(moved, self._low[i]), self._high[i])
             row = covariance[i]
-            for j in range(count):
+            for j in range(i, count):
+                # Both halves from one number: a matrix that is not symmetric soon is no covariance.
                 row[j] -= gain * along[j]
+                covariance[j][i] = row[j]
         self._bound()
         self.values = [math.exp(value) for value in self.logs]
         return surprise
 
+    def _keep_diagonal(self) -> None:
+        count = len(self.logs)
+        self.covariance = [
+            [max(self.covariance[row][row], self._drift) if row == column else 0.0 for column in range(count)]
+            for row in range(count)
+        ]
+
     def _bound(self) -> None:
         """No variance above the prior's; shrinking rows and columns alike keeps the matrix a covariance."""
         covariance = self.covariance
+        if any(covariance[index][index] <= 0.0 for index in range(len(covariance))):
+            self._keep_diagonal()
+            covariance = self.covariance
         for index, start in enumerate(self._start):
             if covariance[index][index] > start[index]:
                 shrink = math.sqrt(start[index] / covariance[index][index])
