@@ -265,3 +265,8 @@ def test_what_the_docs_publish_are_cells_and_rows_of_the_board():
     assert set(published.cells(data=True)) <= every
     assert set(published.cells(data=False)) == {c for c in published.cells(data=True) if c.case.trace != AZURE}
     assert set(published.ROWS) <= set(ROWS)
+
+
+def test_a_row_that_a_world_has_not_is_left_out_of_its_cells():
+    found = play(None, ("unlocked", "static-pair"))
+    assert {record["controller"] for record in found} == {"unlocked"}

@@ -137,3 +137,14 @@ def test_each_rival_is_there_with_the_papers_constants_and_tuned_cold_and_warm()
         for name in ("agft", "agft-improved", "voltanallm", "throttllem", "pals")
         for which in ("paper", "tuned")
     }
+
+
+@pytest.mark.parametrize(
+    ("energy", "attainment", "says"),
+    [(636.0, 0.995, "on our page it takes 1.200 of ours"), (400.0, 0.875, "on our page it attains 87.5 %")],
+)
+def test_a_rival_that_wins_by_what_it_sees_is_named_with_what_it_does_without(
+    energy: float, attainment: float, says: str
+) -> None:
+    rows = board(made(OURS, 530.0), made("voltanallm/tuned", 500.0), made("voltanallm/page", energy, attainment))
+    assert says in verdicts(rows, ("voltanallm/tuned",))["rivals"].reason

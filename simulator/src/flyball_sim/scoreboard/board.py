@@ -190,7 +190,7 @@ class _Work:
             cell,
             [
                 record_of(cell, name, done[name], unlocked=done["unlocked"], bound=done.get("bound"), seed=seed)
-                for name in self._rows
+                for name in self._names(cell, self._rows)
             ],
         )
 

@@ -172,6 +172,7 @@ def _reason(cell: _Cell, other: Record, ratio: float, limit: float) -> str:
         seconds, after = _learnt_after(ours, its, limit, cell.ours["seconds"])
         if seconds is not None:
             reasons.append(f"cold learning: the first {seconds:.0f} s; {after:.3f} after them")
+    reasons += _on_our_signals(cell, other)
     spare = cell.ours["attainment"] - other["attainment"]
     if spare >= 0.001:
         reasons.append(f"leaves {100 * spare:.2f} points of misses unspent that {other['controller']} spends")
@@ -179,6 +180,17 @@ def _reason(cell: _Cell, other: Record, ratio: float, limit: float) -> str:
     if other["controller"] == "clairvoyant" and static is not None:
         reasons.append(f"the best static setting is {_joules(static) / _joules(other):.3f} of it")
     return "; ".join(reasons) or f"not explained by these numbers ({ratio - limit:+.3f})"
+
+
+def _on_our_signals(cell: _Cell, other: Record) -> list[str]:
+    """What the same rival does where it sees no more than Flyball."""
+    rival = other["controller"].removesuffix("/tuned")
+    blind = cell.rows.get(f"{rival}/page")
+    if blind is None or rival == other["controller"]:
+        return []
+    ratio = _joules(blind) / _joules(cell.ours)
+    what = f"takes {ratio:.3f} of ours" if blind["ranked"] else f"attains {100 * blind['attainment']:.1f} %"
+    return [f"reads the scheduler every 10 ms: on our page it {what}"]
 
 
 def _learnt_after(
