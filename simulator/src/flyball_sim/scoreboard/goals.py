@@ -190,7 +190,7 @@ def _on_our_signals(cell: _Cell, other: Record) -> list[str]:
         return []
     ratio = _joules(blind) / _joules(cell.ours)
     what = f"takes {ratio:.3f} of ours" if blind["ranked"] else f"attains {100 * blind['attainment']:.1f} %"
-    return [f"reads the scheduler every 10 ms: on our page it {what}"]
+    return [f"reads the engine's scheduler: on our page it {what}"]
 
 
 def _learnt_after(
