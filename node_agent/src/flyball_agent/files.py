@@ -116,16 +116,7 @@ class StateFile:
         mark = hashlib.sha256(content).digest()
         if self._path is None or mark == self._written:
             return False
-        draft = self._path.with_name(self._path.name + ".new")
-        try:
-            with draft.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self._path)
-        except OSError:
-            draft.unlink(missing_ok=True)
-            raise
+        replace_file(self._path, content)
         self._written = mark
         return True
 
@@ -136,3 +127,21 @@ def boot_id() -> str:
         return BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put this content into a file at once and whole, on the disk before this returns.
+
+    Raises:
+        OSError: it could not be written; what was there before still is.
+    """
+    draft = path.with_name(path.name + ".new")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

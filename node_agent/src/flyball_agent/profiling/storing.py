@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from flyball_agent.files import replace_file
 from flyball_agent.profiles import Profile
 from flyball_api.kube import CONFIGMAPS, KubeApi, KubeWriter, NotFoundError
 
@@ -16,9 +17,7 @@ MOST_BYTES: Final = 900_000
 
 def write_file(profile: Profile, path: Path) -> None:
     """Write the profile; a file that is there is replaced whole or not at all."""
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(profile.to_json(), "utf-8")
-    draft.replace(path)
+    replace_file(path, profile.to_json().encode())
 
 
 async def write_config_map(profile: Profile, kube: KubeWriter, namespace: str) -> None:
