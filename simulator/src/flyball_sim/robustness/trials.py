@@ -14,7 +14,7 @@ from flyball_agent.controllers.registry import make_controller
 from flyball_agent.profiles import Profile
 from flyball_agent.profiling.fits import FITS
 from flyball_api.controllers.fixed import FixedController
-from flyball_api.controllers.union import Controller
+from flyball_api.controllers.union import PARAMETERS, Controller, ControllerType
 from flyball_sim.engine.machine import Machine
 from flyball_sim.engine.models import StepModel, step_model
 from flyball_sim.engine.requests import EngineLimits
@@ -40,7 +40,7 @@ QUIET_RATE: Final = 1.6
 """Before and after it goes up tenfold."""
 GOAL: Final = 0.99
 
-KINDS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+KINDS: Final[Mapping[ControllerType, Mapping[str, Any]]] = MappingProxyType(
     {
         "Flyball": {},
         "AGFT": {},
@@ -119,11 +119,10 @@ def setup_under(fault: Fault, kind: str, seed: int) -> Setup:
     return replace(told, product=engine(FOREIGN_CARD).gpu.product_name)
 
 
-def controller_of(kind: str, setup: Setup) -> GroupController:
+def controller_of(kind: ControllerType, setup: Setup) -> GroupController:
     """A fresh controller, as a policy asks for it."""
-    attribute = Controller.model_fields
-    name = next(field for field, info in attribute.items() if (info.alias or field).lower() == kind.lower())
-    spec = Controller.model_validate({"type": kind, (attribute[name].alias or name): dict(KINDS[kind])})
+    attribute, model = PARAMETERS[kind]
+    spec = Controller(type=kind, **{attribute: model.model_validate(KINDS[kind])})
     return make_controller(spec, observe=False, setup=setup)
 
 
@@ -136,7 +135,7 @@ def play(fault: Fault, controller: GroupController, *, native: bool, seed: int, 
 
 
 def trials(
-    kinds: Sequence[str] = tuple(KINDS),
+    kinds: Sequence[ControllerType] = tuple(KINDS),
     faults: Sequence[str] = tuple(FAULTS),
     *,
     seed: int = 1,
