@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from flyball_sim.scoreboard.catalog import OURS, ROWS
 from flyball_sim.scoreboard.goals import CellName, Rows, Tally, Verdict, cells_of, judge, tallies
-from flyball_sim.scoreboard.ranking import duels, rank_agreement
+from flyball_sim.scoreboard.ranking import beats, duels, rank_agreement
 from flyball_sim.scoreboard.records import Record
 
 _MODEL: Final = ("static-clock", "static-cap", "static-pair", "clairvoyant", "bound")
@@ -183,9 +183,7 @@ def _lost(records: Sequence[Record], rival: str, lost: Sequence[tuple[CellName, 
     cells = cells_of(records)
     turned: dict[CellName, list[int]] = {}
     for cell, index in lost:
-        mine, its = cells[cell][ours], cells[cell][rival]
-        wins = mine["ranked"] and (not its["ranked"] or mine["energy_joules"] < its["energy_joules"])
-        if wins:
+        if beats(cells[cell][ours], cells[cell][rival]):
             turned.setdefault(cell, []).append(index)
     return "; ".join(f"{_cell(cell)}: {', '.join(map(str, numbers))}" for cell, numbers in sorted(turned.items()))
 

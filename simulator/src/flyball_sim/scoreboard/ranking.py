@@ -49,7 +49,7 @@ def duels(records: Sequence[Record], *, ours: str, rivals: Iterable[str]) -> lis
     found = []
     for rival in rivals:
         both = {cell: rows for cell, rows in cells.items() if ours in rows and rival in rows}
-        nominal = [_wins(_nominal(rows[ours]), _nominal(rows[rival])) for rows in both.values()]
+        nominal = [beats(rows[ours], rows[rival]) for rows in both.values()]
         drawn = [
             (cell, index, _wins(mine, its))
             for cell, rows in both.items()
@@ -89,6 +89,11 @@ def rank_agreement(records: Sequence[Record], names: Iterable[str]) -> list[floa
             if not math.isnan(tau):
                 by_draw.setdefault(index, []).append(tau)
     return [float(np.mean(by_draw[index])) for index in sorted(by_draw)]
+
+
+def beats(mine: Record, its: Record) -> bool | None:
+    """Whether one row is ahead of another with the nominal parameters; None where neither attains 99 %."""
+    return _wins(_nominal(mine), _nominal(its))
 
 
 def _nominal(record: Record) -> tuple[float, float]:
