@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flyball_agent.actuator.device import DeviceError, Identity, Sample
+from flyball_agent.actuator.governor import Governor
+from flyball_agent.actuator.record import Record
 
 
 class FakeCard:
@@ -109,3 +111,20 @@ def clock():
 @pytest.fixture
 def quiet_log():
     return QuietLog()
+
+
+@pytest.fixture
+def record(tmp_path):
+    made = Record(tmp_path / "actuator.json", "boot-1")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def card(make_card):
+    return make_card()
+
+
+@pytest.fixture
+def governor(card, record, clock, quiet_log):
+    return Governor(card, record, clock, quiet_log)

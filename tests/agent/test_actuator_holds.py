@@ -6,7 +6,7 @@ import pytest
 
 from flyball_agent.actuator.core import Actuator
 from flyball_agent.actuator.device import Cards
-from flyball_agent.actuator.record import EMPTY, Record
+from flyball_agent.actuator.record import EMPTY
 
 AGENT, PROFILER = 1, 2
 
@@ -52,13 +52,6 @@ class Bench:
 @pytest.fixture
 def cards(make_card):
     return [make_card("GPU-1"), make_card("GPU-2")]
-
-
-@pytest.fixture
-def record(tmp_path):
-    made = Record(tmp_path / "actuator.json", "boot-1")
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -2,25 +2,8 @@
 
 import pytest
 
-from flyball_agent.actuator.governor import Governor, RefusedError
-from flyball_agent.actuator.record import EMPTY, Record
-
-
-@pytest.fixture
-def record(tmp_path):
-    made = Record(tmp_path / "actuator.json", "boot-1")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def card(make_card):
-    return make_card()
-
-
-@pytest.fixture
-def governor(card, record, clock, quiet_log):
-    return Governor(card, record, clock, quiet_log)
+from flyball_agent.actuator.governor import RefusedError
+from flyball_agent.actuator.record import EMPTY
 
 
 def codes(report):
